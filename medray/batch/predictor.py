@@ -17,7 +17,7 @@ from medray.errors import ConfigError, DataError, MedrayError
 from medray.registry.loading import LoadedRelease
 from medray.registry.registry import Registry
 from medray.registry.release import Release
-from medray.serving.opening import open_head
+from medray.serving.opening import open_model
 from medray.serving.schemas import AppOptions
 from medray.storage import checkpoint
 from medray.storage.store import open_store
@@ -115,7 +115,7 @@ class Predictor:
         }
         options = validate(AppOptions, raw, where="medray predict")
         if self.is_timed and routes_of(str(checkpoint.read(release.folder()).task.options["name"])):
-            return open_head(release, options, self.compute, device=device).loaded
+            return open_model(release, options, self.compute, device=device).release
         # A task without a route predicts in its training precision.
         return release.load(
             device=device,

@@ -1,7 +1,7 @@
-"""The Serve application, from its options to an address. `build` is what Serve's YAML names as
-`import_path`; `serving` starts it from this process.
+"""The Ray Serve application. Serve's YAML names `build` as `import_path`; `serving` starts the
+application from this process.
 
-It has one ingress, and a deployment per release, or per engine that several share.
+It has one ingress, and one deployment per release or per engine that several releases share.
 """
 
 import errno
@@ -31,21 +31,21 @@ from medray.runtime import cluster
 from medray.serving import front
 from medray.serving.auth import check_address, is_loopback
 from medray.serving.ingress import Ingress
-from medray.serving.replica import HeadReplica
+from medray.serving.replica import ReleaseReplica
 from medray.serving.schemas import CHAT_PATH, AppOptions
-from medray.serving.vllm import Group, groups
+from medray.serving.vllm import ReleaseGroup, groups
 from medray.storage import checkpoint, files
 from medray.tasks.base.route import routes_of
 
 log = logging.getLogger(__name__)
-QUIET = LoggingConfig(enable_access_log=False)  # the audit line says it once, and more
-_LOOK_S = 0.2
+QUIET = LoggingConfig(enable_access_log=False)  # the audit log has a line per request already
+_POLL_S = 0.2
 _PATHS = ("storage_path", "tokens_file", "require_signature", "audit_log")
 
 
 def build(options: AppOptions) -> serve.Application:
-    """Build what `serve run`, `serve deploy` and `medray serve` start. At least one of its releases
-    must be there."""
+    """Return the application that `serve run`, `serve deploy` and `medray serve` start. At least
+    one of its releases must exist."""
     options = with_whole_paths(options)
     registry = Registry(options.storage_path)
     reasons = {reference: _reason(registry, reference) for reference in options.releases}
@@ -53,36 +53,36 @@ def build(options: AppOptions) -> serve.Application:
     if len(missing) == len(reasons):
         raise ServingError("; ".join(missing.values()))
     for reason in missing.values():
-        log.warning("%s; the others are served, and it is as soon as it is there", reason)
+        log.warning("%s; the other releases are served, and this one once it exists", reason)
     if options.require_signature:
         for reference in reasons.keys() - missing.keys():
             registry.resolve(reference).check_signature(Path(options.require_signature))
     parts = groups(registry, options, missing)
     for group in parts:
         log.info(
-            "%s: answered by %s%s",
+            "%s: engine %s%s",
             ", ".join(group.references),
             group.engine,
-            ", sharing its base" if group.is_shared else "",
+            ", one base shared by its releases" if group.is_shared else "",
         )
-    heads: dict[str, serve.Application] = {}
+    deployments: dict[str, serve.Application] = {}
     for group in parts:
-        heads |= dict.fromkeys(group.references, _head(group, options))
+        deployments |= dict.fromkeys(group.references, _deployment(group, options))
     ingress = serve.deployment(
         Ingress,
         name="Ingress",
-        # the bound is in front of the heads, where it is answered with a typed 429
+        # The deployments of releases bound their own queues and answer a typed 429.
         max_ongoing_requests=1000,
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=options.limits.timeout_s,
         logging_config=QUIET,
     )
-    return ingress.bind(options, heads, missing)
+    return ingress.bind(options, deployments, missing)
 
 
 def with_whole_paths(options: AppOptions) -> AppOptions:
-    """Replicas start in folders of their own nodes, so a relative path is made whole here, where
-    that has one meaning."""
+    """Return the options with absolute paths. Replicas start in other folders, so a relative path
+    would mean another place there."""
     paths = {
         name: path for name in _PATHS if (path := getattr(options, name)) and _is_relative(path)
     }
@@ -90,8 +90,8 @@ def with_whole_paths(options: AppOptions) -> AppOptions:
         name, path = next(iter(paths.items()))
         raise ConfigError(
             (
-                f"{name}: {path}: is relative, and a cluster does not know to which folder; write "
-                f"the whole path, such as /srv/medray/{path}"
+                f"{name}: {path}: a relative path has no meaning on a cluster's nodes; write "
+                f"an absolute path, such as /srv/medray/{path}"
             )
             + (", or s3://BUCKET/PREFIX" if name == "storage_path" else "")
         )
@@ -106,7 +106,7 @@ def _is_relative(path: str) -> bool:
 
 
 def _reason(registry: Registry, reference: str) -> str | None:
-    """Why a release cannot be served now; None where its record and checkpoint are there."""
+    """Return why a release cannot be served now, or None if its record and checkpoint exist."""
     try:
         registry.resolve(reference).folder()
     except ArtifactError as err:
@@ -114,15 +114,15 @@ def _reason(registry: Registry, reference: str) -> str | None:
     return None
 
 
-def _head(group: Group, options: AppOptions) -> serve.Application:
-    """A deployment of its first reference's name: by that name Serve's YAML sets replicas and
-    resources."""
+def _deployment(group: ReleaseGroup, options: AppOptions) -> serve.Application:
+    """Return the deployment of a group. It has the name of the group's first reference, by which
+    Serve's YAML sets replicas and resources."""
     limits = options.limits
-    # vLLM answers more with all threads in one replica; it gets what the replicas of its releases
-    # would have together.
+    # vLLM is faster with all threads in one replica, so that one gets the CPUs which the replicas
+    # of its releases would have together.
     is_one = group.engine == "vllm"
     deployment = serve.deployment(
-        HeadReplica,
+        ReleaseReplica,
         name=group.references[0],
         num_replicas=1 if is_one else options.replicas,
         max_ongoing_requests=limits.ongoing_requests,
@@ -141,7 +141,7 @@ def _head(group: Group, options: AppOptions) -> serve.Application:
 
 
 def first_path(references: Iterable[str], storage_path: str) -> str | None:
-    """Where the first release that is there answers, by the task in its manifest."""
+    """Return the path of the first release that exists, by the task in its manifest."""
     for reference in references:
         try:
             folder = Registry(storage_path).resolve(reference).folder()
@@ -156,25 +156,25 @@ def first_path(references: Iterable[str], storage_path: str) -> str | None:
 def serving(
     options: AppOptions, *, host: str, port: int, prefix: str = "/", num_cpus: int | None = None
 ) -> Iterator[str]:
-    """The application answers inside the block at the address that it gets; what was started for it
-    is stopped after, and nothing else."""
+    """Serve the application inside the block and yield its URL. Afterwards, stop what was started
+    for it and nothing else."""
     check_address(host, has_tokens=options.tokens_file is not None or options.open_to_all)
     if not re.fullmatch(r"/|(/[\w.~-]+)+", prefix, re.ASCII):
         raise ServingError(
-            f"prefix {prefix}: must be a path of letters, digits, and the signs . _ ~ -; such as "
+            f"prefix {prefix}: is not a path of letters, digits and . _ ~ -; give one such as "
             "/cancer"
         )
     application = build(options)
-    # A name that no other application has: Serve would put this one in the other's place.
+    # The name is unique, because Serve replaces an application of the same name.
     name = f"medray-{port}-{secrets.token_hex(3)}"
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with ExitStack() as stack:
         if not cluster.is_joining():
-            stack.enter_context(claim(host, port))  # before the seconds that Ray takes to start
-        started = stack.enter_context(cluster.start_cluster(num_cpus=num_cpus))
+            stack.enter_context(claim(host, port))  # before Ray starts, which takes seconds
+        session = stack.enter_context(cluster.start_cluster(num_cpus=num_cpus))
         http = _running()
         if http is None:
-            if started.is_joined:
+            if session.is_joined:
                 stack.enter_context(claim(host, port))
                 stack.callback(_end_serve)
             serve.start(
@@ -191,19 +191,20 @@ def serving(
             )
         else:
             _check_beside(http, host, port, prefix)
-        stack.callback(serve.delete, name)  # drained
+        stack.callback(serve.delete, name)  # it drains the replicas
         _run(application, name, prefix)
         head = ray.get_runtime_context().gcs_address.rpartition(":")[0]
-        if started.is_joined and is_loopback(host) and not is_loopback(head):
+        if session.is_joined and is_loopback(host) and not is_loopback(head):
             log.warning(
-                "%s is an address of the cluster's head, %s, and answers there alone", host, head
+                "%s: is loopback of the cluster's head node, %s; only that node can reach it",
+                host,
+                head,
             )
         yield f"http://{host}:{port}{prefix.rstrip('/')}"
 
 
 def _run(application: serve.Application, name: str, prefix: str) -> None:
-    """Run as `serve.run` does, and raise a failure at once with its reason, which `serve.run` does
-    not give."""
+    """Run the application as `serve.run` does, but raise a failure at once and with its reason."""
     serve.run_many(
         [serve.RunTarget(application, name, prefix)], wait_for_applications_running=False
     )
@@ -211,46 +212,46 @@ def _run(application: serve.Application, name: str, prefix: str) -> None:
     while (details := client.get_serve_details()["applications"][name])["status"] != "RUNNING":
         for deployment, state in details["deployments"].items():
             reason = state["message"].strip().rpartition("\n")[2]
-            # An error of ours is not of the kind that passes when Serve starts a replica again.
+            # An error of medray does not go away when Serve restarts the replica.
             if reason.startswith("medray.errors.") or state["status"] == "DEPLOY_FAILED":
                 raise ServingError(
-                    f"{deployment}: its replica does not start: "
+                    f"{deployment}: its replica did not start: "
                     f"{reason.removeprefix('medray.errors.')}"
                 )
         if details["status"] == "DEPLOY_FAILED":
             raise ServingError(f"{', '.join(details['deployments'])}: {details['message'].strip()}")
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
     client.wait_for_proxies_serving()
 
 
 def _running() -> HTTPOptions | None:
-    """Where the cluster's Serve listens; None where there is no Serve."""
+    """Return where the cluster's Serve listens, or None if it runs none."""
     client = _get_global_client(raise_if_no_controller_running=False)
     return client.http_config if client else None
 
 
 def _check_beside(http: HTTPOptions, host: str, port: int, prefix: str) -> None:
-    """A cluster has one Serve, with one address, whose applications share it by their prefixes."""
+    """Raise if this application cannot join the cluster's Serve, which has one address that all
+    applications share by prefix."""
     if (http.host, http.port) != (host, port):
         raise ServingError(
-            f"{host}:{port}: the cluster's Serve listens at {http.host}:{http.port}, and a cluster "
-            "has one; "
-            f"give --host {http.host} --port {http.port} to answer there beside others"
+            f"{host}:{port}: the cluster's only Serve listens at {http.host}:{http.port}; give "
+            f"--host {http.host} --port {http.port} to serve beside its other applications"
         )
     for name, details in _get_global_client().get_serve_details()["applications"].items():
         if details["route_prefix"] == prefix and details["status"] != "DELETING":
             raise ServingError(
-                f"{host}:{port}{prefix}: application {name} of the cluster's Serve answers there; "
+                f"{host}:{port}{prefix}: Serve's application {name} has this address; "
                 "give another --prefix"
             )
 
 
 @contextmanager
 def claim(host: str, port: int) -> Iterator[None]:
-    """Check that the address is free, and keep other starts of this user from it inside the block.
+    """Check that the address is free, and lock it against this user's other services.
 
-    The kernel would not refuse it: Serve's proxy shares its port (SO_REUSEPORT), and each would get
-    the other's requests."""
+    The kernel does not refuse a second listener: Serve's proxy shares its port (SO_REUSEPORT), so
+    each service would get requests of the other."""
     with (cluster.private_folder() / f"port-{port}").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -269,22 +270,21 @@ def claim(host: str, port: int) -> Iterator[None]:
 
 
 def _end_serve() -> None:
-    """In a cluster that was joined, where others may have come to the Serve that was started
-    here."""
+    """Shut down the Serve that was started in a joined cluster, unless others deployed to it."""
     if _running() and not serve.status().applications:
         serve.shutdown()
 
 
 def show(reference: str, *, storage_path: str, texts: Sequence[str], keep: bool) -> None:
-    """Serve a release on loopback, and print requests with their answers, as the quickstart ends.
-    With `keep` until Ctrl-C."""
+    """Serve a release on loopback, and print a request and its answer per text. With `keep`, wait
+    for Ctrl-C."""
     options = AppOptions(releases=(reference,), storage_path=str(files.absolute(storage_path)))
     port = cluster.free_port(8000)
     start = time.monotonic()
     with serving(options, host="127.0.0.1", port=port) as url:
         print(
-            f"\n{reference} is served at {url} after {time.monotonic() - start:.0f} s; documented "
-            f"at {url}/docs"
+            f"\n{reference} is served at {url} after {time.monotonic() - start:.0f} s; its API is "
+            f"documented at {url}/docs"
         )
         for text in texts:
             body = shlex.quote(json.dumps({"text": text}))
@@ -297,7 +297,7 @@ def show(reference: str, *, storage_path: str, texts: Sequence[str], keep: bool)
                 flush=True,
             )
         if keep:
-            print("it stays up until Ctrl-C", flush=True)
+            print("press Ctrl-C to stop it", flush=True)
             try:
                 threading.Event().wait()
             except KeyboardInterrupt:

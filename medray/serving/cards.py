@@ -1,5 +1,5 @@
-"""What a release tells of itself over HTTP: its task, what it is asked with, its labels and
-figures. Read from its record and manifest."""
+"""What `/v1/releases` reports of a release: its task, its form, its labels and its figures, from
+its record and manifest."""
 
 import json
 from pathlib import Path
@@ -25,36 +25,38 @@ class CardFigure(Body):
 
 
 class ReleaseCard(Body):
-    """A release as it is served, for somebody who wants to ask it."""
+    """What a client needs to know about a release."""
 
     release: str
     version: int
     created: str
     task: str
-    path: str = Field(description="the route that it is asked at")
-    form: Form = Field(description="what a text is made of, as those that it was trained on")
+    path: str = Field(description="the route that answers for it")
+    form: Form = Field(description="the fields that a text consists of, as in its training data")
     terms: tuple[str, ...] = Field(
-        (), description="the vocabulary of a form's terms, where its data has one"
+        (), description="the vocabulary of the form's terms, if its data has one"
     )
-    labels: tuple[str, ...] = Field(description="or the kinds of mentions")
+    labels: tuple[str, ...] = Field(description="the labels, or the kinds of mentions")
     system: str | None = Field(None, description="the system prompt of a release that talks")
     base: str
     method: str
     figures: tuple[CardFigure, ...]
-    num_test_rows: int | None = Field(None, description="null where test rows were not opened")
-    said: tuple[str, ...] = Field(
-        (), description="sentences on its confidence, its lowest slice, and its test rows"
+    num_test_rows: int | None = Field(None, description="null if the test rows were never used")
+    sentences: tuple[str, ...] = Field(
+        (),
+        serialization_alias="said",
+        description="sentences about its confidence, its lowest slice, and its test rows",
     )
     origin: dict[str, str]
     notes: str = ""
 
 
 class ServedCard(ReleaseCard):
-    id: str = Field(description="what a request's `model` names")
+    id: str = Field(description="the value of `model` in a request")
 
 
 class Unavailable(Body):
-    """A release that cannot tell of itself now, such as one that sleeps until it is asked."""
+    """A release without a card now, for example because its replicas scaled to zero."""
 
     id: str
     message: str
@@ -87,15 +89,15 @@ def card(release: Release) -> ReleaseCard:
             for row in facts.figures
         ),
         num_test_rows=facts.num_test_rows,
-        said=tuple(filter(None, (facts.openings, *facts.behavior))),
+        sentences=tuple(filter(None, (facts.openings, *facts.behavior))),
         origin=dict(facts.origin),
         notes=record.notes,
     )
 
 
 def form(manifest: Manifest) -> Form:
-    """As its data's format says; a plain text where it was trained elsewhere, or by a medray whose
-    formats had other options."""
+    """Return the form of the release's data format. It is plain text if the release was trained
+    elsewhere, or by a medray whose formats had other options."""
     raw = manifest.trial.get("data", {}).get("format")
     if not isinstance(raw, dict):
         return Form()
@@ -107,7 +109,7 @@ def form(manifest: Manifest) -> Form:
 
 
 def audit(folder: Path) -> dict[str, Any]:
-    """What is kept of the data set; nothing where it was trained elsewhere."""
+    """Return the audit of its data set, or an empty dict if it was trained elsewhere."""
     try:
         audit = json.loads((folder / "audit.json").read_bytes())
     except (FileNotFoundError, ValueError):

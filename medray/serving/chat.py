@@ -1,5 +1,5 @@
-"""A release that talks: from a conversation to a stream of rows, and from its pieces to what is
-said. Knows neither Ray nor HTTP."""
+"""A release that talks: it turns a conversation into a prompt, and generated chunks into pieces of
+an answer. Imports neither Ray nor HTTP."""
 
 import asyncio
 import copy
@@ -22,12 +22,12 @@ from medray.types import DISCLAIMER, Chunk, Message, Sampling, join_chunks
 
 
 class TooLongError(ServingError):
-    """What is asked for does not fit the model or the limits."""
+    """The conversation does not fit the model or the limits."""
 
 
-class Speaker(Protocol):
-    """Texts of many requests at a time: `Streams`, which steps them itself, or `Relay` to an engine
-    that does."""
+class TextStreams(Protocol):
+    """Generates the texts of many requests at a time. `Streams` steps them itself, and `Relay`
+    passes them to an engine that does."""
 
     @property
     def num_running(self) -> int: ...
@@ -40,31 +40,30 @@ class Speaker(Protocol):
     ) -> Any: ...
 
     def cancel(self, stream: Any) -> None:
-        """End a stream that `start` returned."""
+        """Stop a stream that `start` returned."""
         ...
 
 
 @dataclass(frozen=True)
-class Chat:
-    """A loaded release that talks. A text keeps the one it began with."""
+class ChatModel:
+    """A loaded release that talks. An answer keeps the release it began with."""
 
-    loaded: LoadedRelease
+    release: LoadedRelease
     tokenizer: Any
-    streams: Speaker
-    window: int  # places that the model has for tokens
+    streams: TextStreams
+    window: int  # the most tokens that the model can read and write
     _reading: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def open(cls, loaded: LoadedRelease, streams: Speaker, window: int) -> "Chat":
-        assert isinstance(loaded.task, Chatting), "what does not talk is refused before"
-        # One tokenizer reads a template's marks as marks and what people say as text, by a switch
-        # of its own: two threads at it would let a user's "<|im_end|>" end the turn. And the thread
-        # that computes spells tokens with the engine's meanwhile.
-        return cls(loaded, copy.deepcopy(loaded.engine.tokenizer), streams, window)
+    def open(cls, release: LoadedRelease, streams: TextStreams, window: int) -> "ChatModel":
+        assert isinstance(release.task, Chatting), "the caller checks that the task talks"
+        # A tokenizer has a switch that reads "<|im_end|>" as a mark or as text. Two threads on one
+        # tokenizer could end a turn with a user's text. The engine decodes with its own meanwhile.
+        return cls(release, copy.deepcopy(release.engine.tokenizer), streams, window)
 
     @property
     def task(self) -> Chatting:
-        return cast(Chatting, self.loaded.task)  # as `open` has checked
+        return cast(Chatting, self.release.task)  # checked by `open`
 
     def begin(
         self, conversation: Conversation, limits: Limits, deadline: float, deliver: Deliver
@@ -73,11 +72,11 @@ class Chat:
         most = conversation.max_tokens or min(options.max_new_tokens, limits.new_tokens)
         if most > limits.new_tokens:
             raise TooLongError(
-                f"max_tokens {most}: at most {limits.new_tokens} tokens are generated"
+                f"max_tokens: {most} is over the limit; give at most {limits.new_tokens}"
             )
         try:
             with self._reading:
-                if time.monotonic() >= deadline:  # others were read first for so long
+                if time.monotonic() >= deadline:  # other conversations took the lock first
                     raise LateError("the answer was not ready in time")
                 prompt = self.task.prompt(
                     without_disclaimer(conversation.messages), self.tokenizer, most
@@ -87,30 +86,30 @@ class Chat:
         longest = min(limits.tokens, self.window)
         if len(prompt) + most > longest:
             raise TooLongError(
-                f"{len(prompt)} tokens and {most} to be generated: at most {longest} are read and "
-                "written"
+                f"messages: {len(prompt)} tokens and {most} to generate are more than {longest}; "
+                "shorten the messages, or give a lower max_tokens"
             )
         stream = self.streams.start(
             prompt, replace(conversation.sampling, max_tokens=most), deliver, deadline
         )
         return Start(
-            self.loaded.name, self.loaded.version, len(prompt), DISCLAIMER, options.disclaimer
+            self.release.name, self.release.version, len(prompt), DISCLAIMER, options.disclaimer
         ), stream
 
     def describe(self) -> Description:
         return Description(
-            self.loaded.name, self.loaded.version, self.task.options.system, DISCLAIMER
+            self.release.name, self.release.version, self.task.options.system, DISCLAIMER
         )
 
 
-class Telling:
-    """An answer while it is generated; its last piece has the outcome of the whole."""
+class AnswerBuilder:
+    """Collects a generated answer. Its last piece has the outcome of the whole."""
 
     def __init__(self, task: Chatting) -> None:
         self.task = task
         self._text = ""
 
-    def say(self, chunks: Sequence[Chunk]) -> TextPiece:
+    def add(self, chunks: Sequence[Chunk]) -> TextPiece:
         piece = join_chunks(0, chunks)
         self._text += piece.text
         outcome = self.task.outcome(self._text) if piece.finish else None
@@ -118,8 +117,8 @@ class Telling:
 
 
 def without_disclaimer(messages: Sequence[Message]) -> list[Message]:
-    """A client sends back what it was told, the disclaimer at its end included, which the model
-    never said."""
+    """Return the messages without the disclaimer at the end of earlier answers, which clients send
+    back though the model never wrote it."""
     return [
         replace(message, content=message.content.removesuffix(DISCLAIMER).rstrip())
         if message.role == "assistant"
@@ -129,14 +128,11 @@ def without_disclaimer(messages: Sequence[Message]) -> list[Message]:
 
 
 class RelayStream:
-    """One text under way."""
+    """A text that is generated."""
 
     def __init__(self, tokens: int, deliver: Deliver) -> None:
-        self.tokens, self.deliver = (
-            tokens,
-            deliver,
-        )  # tokens: that it makes wait until its first piece
-        self.done: Future[None] | None = None
+        self.tokens, self.deliver = tokens, deliver  # tokens that wait for its first piece
+        self.future: Future[None] | None = None
 
 
 class Relay:
@@ -148,26 +144,26 @@ class Relay:
     def start(
         self, prompt: Sequence[int], sampling: Sampling, deliver: Deliver, deadline: float
     ) -> RelayStream:
-        """Pass its chunks to `deliver`, until `time.monotonic() == deadline`."""
+        """Start a text and pass its chunks to `deliver`, until `time.monotonic() == deadline`."""
         stream = RelayStream(len(prompt) + sampling.max_tokens, deliver)
         with self._lock:
             tokens = self._tokens + stream.tokens
             if tokens > self.waiting_tokens:
                 raise OverloadedError(
-                    f"{tokens} tokens would wait, at most {self.waiting_tokens} may"
+                    f"{tokens} tokens would wait; at most {self.waiting_tokens} may"
                 )
             self._tokens = tokens
             self._waiting += 1
-        stream.done = self.engine.core.submit(self._run(stream, prompt, sampling, deadline))
-        stream.done.add_done_callback(
-            lambda done: self._end(stream)
-        )  # not in `_run`: cancelled at once, it never runs
+        stream.future = self.engine.core.submit(self._run(stream, prompt, sampling, deadline))
+        stream.future.add_done_callback(
+            lambda _: self._end(stream)
+        )  # a stream that is cancelled at once never runs `_run`
         return stream
 
     def cancel(self, stream: RelayStream) -> None:
-        """Release its row at the next step."""
-        if stream.done:
-            stream.done.cancel()
+        """Stop the text and release its row at the next step."""
+        if stream.future:
+            stream.future.cancel()
 
     @property
     def num_running(self) -> int:
@@ -190,7 +186,7 @@ class Relay:
                     stream.deliver(chunk)
         except TimeoutError:
             stream.deliver(LateError("the answer was not ready in time"))
-        except Exception as err:  # whatever it is, the request that waits gets it
+        except Exception as err:  # passed on to the request that waits
             stream.deliver(err)
 
     def _leave_queue(self, stream: RelayStream) -> None:

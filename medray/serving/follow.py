@@ -1,7 +1,7 @@
-"""A replica follows its release: it looks where the alias points, loads, and switches only to what
-answered its probe.
+"""A replica follows an alias: it looks where the alias points, loads that version, and switches to
+it once its probe passes.
 
-Knows neither Ray nor HTTP nor torch: what is loaded is the caller's matter.
+Imports neither Ray nor HTTP nor torch; the caller passes the function that loads.
 """
 
 import logging
@@ -20,8 +20,8 @@ Model = TypeVar("Model")
 
 
 def standing(moves: Sequence[Move]) -> list[int]:
-    """The versions an alias stands on, current one last: going back to an earlier one withdraws
-    those after it."""
+    """Return the versions an alias can go back to, the current one last. A move to an earlier
+    version withdraws those after it."""
     versions: list[int] = []
     for move in moves:
         if move.version in versions:
@@ -32,8 +32,8 @@ def standing(moves: Sequence[Move]) -> list[int]:
 
 
 class Follower(Generic[Model]):
-    """`release` and `model` are None while it waits for a release that is not there yet, which
-    `may_wait` allows."""
+    """Keeps the model of an alias current. With `may_wait`, the release need not exist yet; until
+    then `release` and `model` are None."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Follower(Generic[Model]):
         except Exception as err:
             if not may_wait:
                 raise
-            self._failed(None, err)
+            self._record_failure(None, err)
 
     def start(self) -> None:
         threading.Thread(target=self._run, name=f"follow {self.reference}", daemon=True).start()
@@ -67,47 +67,47 @@ class Follower(Generic[Model]):
         self._stop.set()
 
     def step(self) -> None:
-        """Look once, and switch where the alias says so. On failure the old model stays and `error`
-        says why."""
+        """Look once, and switch if the alias moved. On failure, keep the old model and set
+        `error`."""
         try:
-            wanted = self.registry.resolve(self.reference)
-        # a store may fail in ways of its own, and a thread that ends here would never look again
+            target = self.registry.resolve(self.reference)
+        # A store may raise anything, and this thread must not end.
         except Exception as err:
-            self._failed(None, err)
+            self._record_failure(None, err)
             return
-        if self.release and wanted.record == self.release.record:
+        if self.release and target.record == self.release.record:
             self.error = self.error_version = None
             return
         if (
-            wanted.record.version == self.error_version
+            target.record.version == self.error_version
             and time.monotonic() < self._failed_at + self.retry_s
         ):
             return
-        log.info("%s: loading %s", self.reference, wanted.reference)
+        log.info("%s: loading %s", self.reference, target.reference)
         try:
-            model = self.open_release(wanted)
-        # a broken release may fail in any way; none of them may take down a model that works
+            model = self.open_release(target)
+        # A broken release may raise anything, and the model that works must stay.
         except Exception as err:
-            self._failed(wanted.record.version, err)
+            self._record_failure(target.record.version, err)
             return
-        before, self.release, self.model = self.release, wanted, model
+        before, self.release, self.model = self.release, target, model
         self.error = self.error_version = None
         log.info(
-            "%s: %s answers instead of %s",
+            "%s: switched to %s from %s",
             self.reference,
-            wanted.reference,
-            before.reference if before else "nothing",
+            target.reference,
+            before.reference if before else "no release",
         )
 
     def _first(self) -> tuple[Release, Model]:
-        """A new replica beside a broken release takes what the alias stood on before, never what
-        was withdrawn."""
-        wanted = self.registry.resolve(self.reference)
+        """Return the release and its model. If the current version is broken, return the newest
+        earlier one that was not withdrawn."""
+        target = self.registry.resolve(self.reference)
         try:
-            return wanted, self.open_release(wanted)
+            return target, self.open_release(target)
         except Exception as err:
-            for version, digest in self._earlier(wanted).items():
-                reference = f"{wanted.record.name}@{version}"
+            for version, digest in self._earlier(target).items():
+                reference = f"{target.record.name}@{version}"
                 try:
                     earlier = self.registry.resolve(reference, digest=digest)
                     model = self.open_release(earlier)
@@ -116,14 +116,14 @@ class Follower(Generic[Model]):
                         "%s: %s cannot be loaded either: %s", self.reference, reference, again
                     )
                     continue
-                self._failed(wanted.record.version, err)
+                self._record_failure(target.record.version, err)
                 return earlier, model
             raise ArtifactError(
-                f"{self.reference}: {wanted.reference} cannot be loaded: {err}"
+                f"{self.reference}: {target.reference} cannot be loaded: {err}"
             ) from err
 
-    def _earlier(self, wanted: Release) -> dict[int, str | None]:
-        """Versions that the alias stood on, latest first, each with its record's digest."""
+    def _earlier(self, target: Release) -> dict[int, str | None]:
+        """Return earlier versions of the alias, latest first, with the digests of their records."""
         name, _, which = self.reference.partition("@")
         if not which or is_version(which):
             return {}
@@ -132,18 +132,18 @@ class Follower(Generic[Model]):
         return {
             version: digests[version]
             for version in reversed(standing(moves))
-            if version != wanted.record.version
+            if version != target.record.version
         }
 
-    def _failed(self, version: int | None, err: Exception) -> None:
+    def _record_failure(self, version: int | None, err: Exception) -> None:
         before, self.error, self.error_version, self._failed_at = (
             self.error,
             f"{type(err).__name__}: {err}",
             version,
             time.monotonic(),
         )
-        if self.error != before:  # what lasts is logged once
-            log.warning("%s: stays as it is: %s", self.reference, self.error)
+        if self.error != before:  # log a lasting error once
+            log.warning("%s: does not switch: %s", self.reference, self.error)
 
     def _run(self) -> None:
         while not self._stop.wait(self.every_s):

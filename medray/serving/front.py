@@ -1,15 +1,12 @@
-"""Bounds of the first process that reads a request: Serve's proxy, before Ray holds a byte of it.
-Knows no Ray.
+"""Bounds for Serve's proxy, the first process that reads a request. Imports no Ray.
 
-Serve calls `middlewares` in each proxy, because `environment` names it. It bounds heads by
-uvicorn's protocol, which uvicorn (0.54) leaves without bounds, and bodies by a middleware; the
-ingress bounds bodies a second time, by its own limits (`auth.py`)."""
+Serve calls `middlewares` in each proxy, because `environment` names it. `BoundedProtocol` bounds
+heads, which uvicorn (0.54) does not, and `Front` bounds bodies. The ingress bounds bodies again, by
+its own limits."""
 
 import asyncio
-import contextlib
 import logging
 import os
-import re
 import resource
 from typing import Any
 
@@ -22,73 +19,47 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from medray.serving.auth import (
-    BODY_BYTES,
-    App,
-    Message,
-    Receive,
-    Refusal,
-    Scope,
-    Send,
-    content,
-    declared_bytes,
-    refuse,
-    replay,
-    too_large,
-)
+from medray.serving.middleware import READING_BYTES, Front
+from medray.serving.refusals import Refusal, content
+from medray.serving.schemas import BODY_BYTES
 
 log = logging.getLogger(__name__)
-READING_BYTES = 64 << 20  # of all bodies that are not complete yet, at least
-BODY_S = 30.0  # from the head of a request to the end of its body
+
 NUM_HEADERS = 100
-HEAD_BYTES = 1 << 16  # of the address and all headers, trailers included
-HEAD_S = 10.0  # from the connection, or the first byte of a later request, to the end of the head
-PIPELINED = 100  # requests that wait for the answer of one before
-CONNECTIONS = (
-    resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
-)  # Ray's own sockets need some as well
+HEAD_BYTES = 1 << 16  # of the URL and all headers, trailers included
+HEAD_S = 10.0  # from the connection, or the first byte of a later request, to the end of its head
+MAX_PIPELINE = 100  # requests that wait on one connection
+# Half of the process's files: Ray needs sockets as well.
+CONNECTIONS = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
 _TOO_LARGE = Refusal(
     431,
     "head_too_large",
-    f"more than {NUM_HEADERS} headers or {HEAD_BYTES} bytes of them; send fewer",
+    f"headers: more than {NUM_HEADERS}, or more than {HEAD_BYTES} bytes; send fewer",
 )
 _TOO_MANY = Refusal(
     429,
     "overloaded",
-    f"more than {PIPELINED} requests wait on one connection; read the answers first",
+    f"connection: more than {MAX_PIPELINE} requests wait; read their responses first",
 )
 _INVALID = Refusal(400, "invalid_http", "this is not a valid HTTP request")
-_LINGER_S, _LINGER_BYTES = (
-    1.0,
-    8 << 20,
-)  # the rest of a refused body is thrown away, so that its client reads why
 _CALLBACK, _BODY_BYTES = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "MEDRAY_BODY_BYTES"
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-# Serve obeys these headers of any client: they end its timeout, its watch for clients that leave,
-# and its choice of a replica; one that is no UTF-8 is a 500. medray needs none of them.
-_SERVES_OWN = {
-    b"serve-multiplexed-model-id",
-    b"x-session-id",
-    b"x-request-timeout-seconds",
-    b"x-request-disconnect-disabled",
-}
 
 
 def environment(body_bytes: int) -> dict[str, str]:
-    """The variables that Serve's controller needs; its proxies and replicas inherit them."""
+    """Return the variables that Serve's controller needs. Its proxies and replicas inherit them."""
     return {_CALLBACK: f"{__name__}:middlewares", _BODY_BYTES: str(body_bytes)}
 
 
 def check(body_bytes: int) -> None:
-    """Warn where Serve was started without these bounds, or refuses what the application would
-    read."""
-    wanted = environment(body_bytes)
-    if os.environ.get(_CALLBACK) == wanted[_CALLBACK] and _body_bytes() >= body_bytes:
+    """Warn if Serve was started without these bounds, or with a smaller bound than the
+    application's."""
+    variables = environment(body_bytes)
+    if os.environ.get(_CALLBACK) == variables[_CALLBACK] and _body_bytes() >= body_bytes:
         return
     log.warning(
-        "Serve's proxy: does not have the bounds of this application; start Serve with %s in "
+        "Serve's proxy: it does not have the bounds of this application; start Serve with %s in "
         "controller_options.runtime_env.env_vars",
-        ", ".join(f'{name}: "{value}"' for name, value in wanted.items()),
+        ", ".join(f'{name}: "{value}"' for name, value in variables.items()),
     )
 
 
@@ -97,8 +68,8 @@ def _body_bytes() -> int:
 
 
 def middlewares() -> list[Middleware]:
-    """Bound heads in this process, and return what bounds bodies. Serve calls it before it
-    listens."""
+    """Bound heads in this process, and return the middleware that bounds bodies. Serve calls this
+    before it listens."""
     auto.AutoHTTPProtocol = BoundedProtocol  # type: ignore[misc]  # Serve has no setting for uvicorn's `http`
     body_bytes = _body_bytes()
     return [
@@ -106,161 +77,40 @@ def middlewares() -> list[Middleware]:
     ]
 
 
-class Front:
-    """Reads a body whole before the application hears of its request, within bounds of size and
-    time."""
-
-    def __init__(
-        self,
-        app: App,
-        *,
-        body_bytes: int,
-        reading_bytes: int = READING_BYTES,
-        body_s: float = BODY_S,
-    ) -> None:
-        self.app, self.body_bytes, self.reading_bytes, self.body_s = (
-            app,
-            body_bytes,
-            reading_bytes,
-            body_s,
-        )
-        self.bodies: dict[asyncio.Timeout, bytearray] = {}
-        self.num_bytes = 0  # of all bodies
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        scope["headers"] = [
-            (name, value) for name, value in scope["headers"] if _passes(name, value)
-        ]
-        declared = declared_bytes(scope["headers"])
-        if declared != 0:
-            is_too_large = declared is not None and declared > self.body_bytes
-            body = too_large(self.body_bytes) if is_too_large else await self._read(receive)
-            if isinstance(body, Refusal):
-                await refuse(send, body, _rest(receive) if body.status == 413 else None)
-                return
-            if body is None:  # the client has left
-                return
-            receive = replay(body, receive)
-        await self.app(scope, receive, _with_one_id(send))
-
-    async def _read(self, receive: Receive) -> bytes | Refusal | None:
-        body, timeout = bytearray(), asyncio.timeout(self.body_s)
-        try:
-            async with timeout:
-                self.bodies[timeout] = body
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        return None
-                    if timeout not in self.bodies:
-                        raise TimeoutError
-                    part = message.get("body", b"")
-                    body += part
-                    self.num_bytes += len(part)
-                    if len(body) > self.body_bytes:
-                        return too_large(self.body_bytes)
-                    if not message.get("more_body", False):
-                        return bytes(body)
-                    self._make_room()
-        except TimeoutError:
-            if timeout in self.bodies:
-                return Refusal(
-                    408,
-                    "body_too_slow",
-                    f"the body was not complete after {self.body_s:g} s; send it faster",
-                )
-            return Refusal(503, "overloaded", "too much is being sent at once; try again later", 1)
-        finally:
-            self._drop(timeout)
-
-    def _make_room(self) -> None:
-        """The largest bodies go first, so that a request of a usual size is read whatever others
-        send."""
-        while self.num_bytes > self.reading_bytes:
-            largest = max(self.bodies, key=lambda one: len(self.bodies[one]))
-            self._drop(largest)
-            if not largest.expired():
-                largest.reschedule(asyncio.get_running_loop().time())
-
-    def _drop(self, timeout: asyncio.Timeout) -> None:
-        self.num_bytes -= len(self.bodies.pop(timeout, b""))
-
-
-def _passes(name: bytes, value: bytes) -> bool:
-    plain = name.lower().replace(b"_", b"-")
-    if plain == b"x-request-id":
-        return _REQUEST_ID.fullmatch(value) is not None  # it stands in Serve's log and answer
-    return plain not in _SERVES_OWN
-
-
-async def _rest(receive: Receive) -> None:
-    """Throw away what the client still sends, for a moment."""
-    num_bytes = 0
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_LINGER_S):
-            while num_bytes < _LINGER_BYTES:
-                message = await receive()
-                num_bytes += len(message.get("body", b""))
-                if not message.get("more_body", False):
-                    return
-
-
-def _with_one_id(send: Send) -> Send:
-    """The ingress and Serve each name the request's id."""
-
-    async def sent(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            ids = [
-                header
-                for header in message["headers"]
-                if bytes(header[0]).lower() == b"x-request-id"
-            ]
-            for extra in ids[1:]:
-                message["headers"].remove(extra)
-        await send(message)
-
-    return sent
-
-
 class _OverBoundError(Exception):
-    """Ends the parser from within its callbacks."""
+    """Stops the parser from within its callbacks."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
     """Reads a head within bounds of size and time.
 
-    An `Upgrade` is ignored, as RFC 9110 lets a server do. To a WebSocket it would leave all bounds
-    (one whose handshake fails stays open for ever), and to HTTP/2, which Java's client offers,
-    httptools loses the body."""
+    It ignores `Upgrade`, as RFC 9110 permits. A WebSocket would leave all bounds, since one whose
+    handshake fails stays open for ever. For HTTP/2, which Java's client offers, httptools loses the
+    body."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.refusal = _INVALID
         self.num_headers = self.head_bytes = 0
-        self.idle_bytes = (
-            0  # since a request began, or since the last byte of a body: what the parser may keep
-        )
+        # Bytes since a request began or since its last byte of a body; the parser may keep them.
+        self.idle_bytes = 0
         self.head_timer: asyncio.TimerHandle | None = None
-        self.answering: RequestResponseCycle | None = None  # `cycle` is the last one that was read
+        self.answering: RequestResponseCycle | None = None  # `cycle` is the newest request instead
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._await_head()
         if len(self.connections) > CONNECTIONS:
-            # Any of those that wait for their client: where one client opens thousands, it is most
-            # likely one of them.
+            # Close one that waits for its client. If one client opens thousands, it is most likely
+            # one of those.
             others = (
                 one
                 for one in self.connections
                 if one is not self and isinstance(one, BoundedProtocol)
             )
             waiting = (one for one in others if one.waits_for_client())
-            next(
-                waiting, self
-            ).transport.abort()  # not close(): it waits for clients that never read
+            # abort(), because close() waits for clients that never read.
+            next(waiting, self).transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_timer()
@@ -318,7 +168,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._end_timer()
         if self._is_read_again():
             return
-        if len(self.pipeline) >= PIPELINED:
+        if len(self.pipeline) >= MAX_PIPELINE:
             self.refusal = _TOO_MANY
             raise _OverBoundError
         super().on_headers_complete()
@@ -336,7 +186,7 @@ class BoundedProtocol(HttpToolsProtocol):
         return self.parser.should_upgrade() and any(name == b"upgrade" for name, _ in self.headers)
 
     def send_400_response(self, msg: str) -> None:
-        """Ours, in the form of every error; none in the middle of an answer to a request before."""
+        """Send medray's own error body, unless an earlier response is still under way."""
         if self.cycle is None or self.cycle.response_complete:
             body = content(self.refusal)
             head = (
@@ -353,9 +203,7 @@ class BoundedProtocol(HttpToolsProtocol):
             raise _OverBoundError
 
     def waits_for_client(self) -> bool:
-        if (
-            self.transport.get_write_buffer_size()
-        ):  # an answer that is not read, also where it is closing
+        if self.transport.get_write_buffer_size():  # the client does not read its response
             return True
         is_busy = (
             self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
@@ -374,6 +222,6 @@ class BoundedProtocol(HttpToolsProtocol):
     def _give_up(self) -> None:
         self.head_timer = None
         if self.cycle is not None and not self.cycle.response_complete:
-            self._await_head()  # an answer is under way, and reading may be paused until it ends
+            self._await_head()  # reading may be paused while a response is under way
         else:
             self.transport.close()

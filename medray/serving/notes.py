@@ -1,5 +1,5 @@
-"""What is done to a request's texts before they are answered, and what is said of them with the
-answer."""
+"""Guards around a prediction: mask identifiers in a request's texts, and note in the response which
+texts are unlike the training data."""
 
 import asyncio
 from collections import Counter
@@ -15,20 +15,22 @@ from medray.tasks.base.route import InputNote, TextRequest, TextResponse
 from medray.text import identifiers, language
 from medray.text.identifiers import Kind, MaskedText
 
-# times the length that 99 of 100 texts keep below, or above: a text at the edge is still like them
-_BEYOND = 1.5
-_RARE = 0.01  # share of the texts in a language below which it counts as unknown to the release
+# A text counts as unlike beyond this factor of the length that 99 of 100 training texts keep.
+_LENGTH_FACTOR = 1.5
+_RARE = 0.01  # a language with a smaller share of the training texts counts as unknown
 
 
 @dataclass(frozen=True)
 class TrainingTexts:
-    shortest: int  # words; 98 of 100 texts lie between the two
+    """Lengths and languages of the texts that a release was trained on."""
+
+    shortest: int  # words; 98 of 100 texts lie within these bounds
     longest: int
     languages: Mapping[str, float]
 
     @classmethod
     def of(cls, audit: Mapping[str, Any]) -> Self | None:
-        """None where nothing was kept of the data: trained elsewhere, or before this was."""
+        """Read them from an audit. A release that was trained elsewhere has none."""
         words, languages = audit.get("words"), audit.get("languages")
         if not words or not languages:
             return None
@@ -39,18 +41,17 @@ class TrainingTexts:
 
 
 def unlike(text: str, training: TrainingTexts) -> tuple[str, ...]:
-    """A sentence for each way in which it differs."""
+    """Return a sentence for each way in which a text is unlike the training texts."""
     notes: list[str] = []
     count = len(text.split())
-    if count > _BEYOND * training.longest:
+    if count > _LENGTH_FACTOR * training.longest:
         notes.append(
-            f"{count} words are more than the release was trained on: 99 of 100 texts had at most "
-            f"{training.longest}"
+            f"the text has {count} words; 99 of 100 training texts have at most {training.longest}"
         )
-    if _BEYOND * count < training.shortest:
+    if _LENGTH_FACTOR * count < training.shortest:
         notes.append(
-            f"{count} words are fewer than the release was trained on: 99 of 100 texts had at "
-            f"least {training.shortest}"
+            f"the text has {count} words; 99 of 100 training texts have at least "
+            f"{training.shortest}"
         )
     guess = language.guess(text)
     if guess != language.UNKNOWN and training.languages.get(guess, 0.0) < _RARE:
@@ -60,14 +61,14 @@ def unlike(text: str, training: TrainingTexts) -> tuple[str, ...]:
             if name != language.UNKNOWN and share >= _RARE
         )
         notes.append(
-            f"it reads like language {guess!r}, the training texts like "
-            + (", ".join(map(repr, usual)) or "no running text")
+            f"the text seems to be in language {guess!r}; the training texts are "
+            + (f"in {', '.join(map(repr, usual))}" if usual else "not running text")
         )
     return tuple(notes)
 
 
 def far(distance: float, cloud: Cloud) -> tuple[str, ...]:
-    """The same of how the model reads it."""
+    """Return a sentence if a text's embedding is far from those of the training data."""
     if distance <= cloud.limit:
         return ()
     return (
@@ -78,23 +79,26 @@ def far(distance: float, cloud: Cloud) -> tuple[str, ...]:
     )
 
 
-_MOST_INLINE = 8_000  # characters: masking them takes about 3 ms, a thread costs a tenth of one
+# Characters: masking these takes about 3 ms, and a thread costs about 0.1 ms.
+_MAX_INLINE = 8_000
 
 
 @dataclass(frozen=True)
 class MaskedRequest:
+    """A request whose texts have their identifiers masked, with the original texts."""
+
     request: TextRequest
     texts: Sequence[str]
-    masked: Sequence[MaskedText]
+    replacements: Sequence[MaskedText]
 
     def annotate(self, response: TextResponse) -> TextResponse:
-        """The answer with what was masked; places of mentions are those of the texts that were
-        sent."""
-        notes = response.notes or (InputNote(),) * len(self.masked)
+        """Return the response with counts of what was masked. Mentions get their positions in the
+        original texts."""
+        notes = response.notes or (InputNote(),) * len(self.replacements)
         changes: dict[str, object] = {
             "notes": tuple(
                 note.model_copy(update={"masked": text.counts})
-                for note, text in zip(notes, self.masked, strict=True)
+                for note, text in zip(notes, self.replacements, strict=True)
             )
         }
         if isinstance(response, ExtractResponse):
@@ -105,36 +109,36 @@ class MaskedRequest:
         return response.model_copy(update=changes)
 
     def _place(self, number: int, mention: MentionAnswer) -> MentionAnswer:
-        start, end = self.masked[number].original(mention.start, mention.end)
+        start, end = self.replacements[number].original(mention.start, mention.end)
         return replace(mention, start=start, end=end, text=self.texts[number][start:end])
 
 
 async def mask(request: TextRequest) -> MaskedRequest:
     texts = request.texts
-    masked = await _mask_all(texts)
+    replacements = await _mask_all(texts)
     changes = (
-        {"text": masked[0].text}
+        {"text": replacements[0].text}
         if request.text is not None
-        else {"inputs": tuple(one.text for one in masked)}
+        else {"inputs": tuple(one.text for one in replacements)}
     )
-    return MaskedRequest(request.model_copy(update=changes), texts, masked)
+    return MaskedRequest(request.model_copy(update=changes), texts, replacements)
 
 
 async def mask_conversation(conversation: Conversation) -> tuple[Conversation, dict[Kind, int]]:
-    masked = await _mask_all([message.content for message in conversation.messages])
+    replacements = await _mask_all([message.content for message in conversation.messages])
     messages = tuple(
         replace(message, content=text.text)
-        for message, text in zip(conversation.messages, masked, strict=True)
+        for message, text in zip(conversation.messages, replacements, strict=True)
     )
     counts: Counter[Kind] = Counter()
-    for text in masked:
+    for text in replacements:
         counts.update(text.counts)
     return replace(conversation, messages=messages), dict(counts)
 
 
 async def _mask_all(texts: Sequence[str]) -> list[MaskedText]:
-    """Long texts are masked in a thread, so that other requests are answered meanwhile."""
-    if sum(map(len, texts)) <= _MOST_INLINE:
+    """Mask texts, long ones in a thread, so that the event loop stays free."""
+    if sum(map(len, texts)) <= _MAX_INLINE:
         return list(map(identifiers.mask, texts))
     return await asyncio.to_thread(lambda: list(map(identifiers.mask, texts)))
 
@@ -142,16 +146,16 @@ async def _mask_all(texts: Sequence[str]) -> list[MaskedText]:
 def flag(
     request: TextRequest, response: TextResponse, training: TrainingTexts | None
 ) -> TextResponse:
-    """The answer with what is unlike the training; the answer itself where nothing is known of the
-    training data."""
+    """Return the response with notes on texts that are unlike the training texts. Without training
+    texts, return it unchanged."""
     if training is None:
         return response
     texts = request.texts
     notes = response.notes or (InputNote(),) * len(texts)
-    changed = (
+    new_notes = (
         note.model_copy(
             update={"unlike_training": (*unlike(text, training), *note.unlike_training)}
         )
         for text, note in zip(texts, notes, strict=True)
     )
-    return response.model_copy(update={"notes": tuple(changed)})
+    return response.model_copy(update={"notes": tuple(new_notes)})

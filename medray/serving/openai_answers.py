@@ -1,5 +1,4 @@
-"""Answers of OpenAI's completion routes, as the service generates them: in one piece, or as
-server-sent events. Knows no Ray."""
+"""Responses of OpenAI's completion routes, whole or as server-sent events. Imports no Ray."""
 
 import json
 import logging
@@ -12,27 +11,27 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
-from medray.serving.auth import Refusal, error_body
 from medray.serving.openai_schemas import (
+    AssistantMessage,
     ChatChoice,
     ChatCompletion,
     ChatCompletionChunk,
     ChatDelta,
     Completion,
-    Spoken,
     TextChoice,
     Usage,
     chat_logprobs,
     completion_logprobs,
 )
+from medray.serving.refusals import Refusal, error_body
 from medray.serving.service import Event, Events, Service, Start, TextPiece
 from medray.text.identifiers import Kind
 from medray.types import TokenLogprob
 
 log = logging.getLogger(__name__)
-SEAM = "\n\n"  # between an answer and the disclaimer at its end
-_LEFT = 499  # as nginx says it: the client was gone before its answer
-_FAILED = 500
+SEAM = "\n\n"  # between an answer and its disclaimer
+_CLIENT_LEFT = 499  # nginx's status for a client that disconnected before its response
+_INTERNAL_ERROR = 500
 _STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 Logprobs = tuple[TokenLogprob, ...]
 Fields = dict[str, Any]
@@ -40,8 +39,7 @@ Fields = dict[str, Any]
 
 @dataclass(frozen=True)
 class Shape:
-    """How one of the two routes says a whole answer, and a piece of it from a place in the text
-    on."""
+    """How one of the two routes builds its bodies: a whole answer, and a piece at an offset."""
 
     prefix: str
     whole: Callable[[Fields, str, Logprobs, str], BaseModel]
@@ -61,7 +59,9 @@ def _text(
 
 def _chat(fields: Fields, text: str, logprobs: Logprobs, finish: str) -> ChatCompletion:
     choice = ChatChoice(
-        message=Spoken(content=text), logprobs=chat_logprobs(logprobs), finish_reason=finish
+        message=AssistantMessage(content=text),
+        logprobs=chat_logprobs(logprobs),
+        finish_reason=finish,
     )
     return ChatCompletion(**fields, choices=(choice,))
 
@@ -90,18 +90,18 @@ TEXT = Shape("cmpl", _text, _text, None, lambda fields: Completion(**fields, cho
 
 
 @dataclass
-class Call:
-    """One request: what was said so far, and one record of it however it ends."""
+class CompletionCall:
+    """One request and its answer so far. It is recorded once, however it ends."""
 
     service: Service
     shape: Shape
     events: Events
-    number: str
+    request_id: str
     model: str
     start: float
     with_disclaimer: bool
     include_usage: bool
-    masked: dict[Kind, int] | None = None
+    identifiers: dict[Kind, int] | None = None
     start_of_answer: Start | None = None
     last_piece: TextPiece | None = None
     num_tokens: int = 0
@@ -110,7 +110,7 @@ class Call:
     created: int = field(default_factory=lambda: int(time.time()))
 
     async def answer(self, *, stream: bool) -> Response | Refusal:
-        headers = {"x-request-id": self.number}
+        headers = {"x-request-id": self.request_id}
         if stream:
             first = await self.first()
             return (
@@ -126,13 +126,13 @@ class Call:
         )
 
     async def first(self) -> Start | Refusal:
-        status = _LEFT  # unless something else happens below
+        status = _CLIENT_LEFT  # unless set below
         try:
             first = await anext(self.events)
             assert not isinstance(first, TextPiece)
             status = first.status if isinstance(first, Refusal) else 0
         except Exception:
-            status = _FAILED
+            status = _INTERNAL_ERROR
             raise
         finally:
             if status:
@@ -147,7 +147,7 @@ class Call:
         return first
 
     async def rest(self) -> AsyncGenerator[TextPiece | Refusal, None]:
-        status = _LEFT
+        status = _CLIENT_LEFT
         try:
             async for item in self.events:
                 assert not isinstance(item, Start)
@@ -160,13 +160,17 @@ class Call:
                     self.last_piece, status = item, 200
                 yield item
             if self.last_piece is None:
-                status = _FAILED
-                yield Refusal(_FAILED, "internal_error", "the answer broke off")
-        except Exception as err:  # the boundary of an answer that has begun: its status was sent
-            status = _FAILED
-            log.error("%s while an answer was told", type(err).__name__)
+                status = _INTERNAL_ERROR
+                yield Refusal(
+                    _INTERNAL_ERROR, "internal_error", "the answer ended early; try again"
+                )
+        except Exception as err:  # the status was sent already
+            status = _INTERNAL_ERROR
+            log.error("%s while an answer was streamed", type(err).__name__)
             yield Refusal(
-                _FAILED, "internal_error", "the answer broke off; the server's log has the cause"
+                _INTERNAL_ERROR,
+                "internal_error",
+                "the answer ended early; the server's log has the cause",
             )
         finally:
             await self.close(status)
@@ -184,7 +188,7 @@ class Call:
             logprobs += item.logprobs
         assert self.last_piece is not None
         assert self.last_piece.finish is not None
-        text = "".join(pieces) + self._last_words()
+        text = "".join(pieces) + self._closing_disclaimer()
         return self.shape.whole(
             self._fields(usage=self._usage(), **self._conclusion()),
             text,
@@ -208,8 +212,10 @@ class Call:
                     )
                     place += len(item.text)
             assert self.last_piece is not None
-            if self._last_words():
-                yield _event(self.shape.piece(self._fields(), self._last_words(), (), None, place))
+            if self._closing_disclaimer():
+                yield _event(
+                    self.shape.piece(self._fields(), self._closing_disclaimer(), (), None, place)
+                )
             yield _event(
                 self.shape.piece(
                     self._fields(**self._conclusion()), "", (), self.last_piece.finish, place
@@ -221,7 +227,7 @@ class Call:
         finally:
             await rest.aclose()
 
-    def _last_words(self) -> str:
+    def _closing_disclaimer(self) -> str:
         assert self.start_of_answer is not None
         return (
             SEAM + self.start_of_answer.disclaimer
@@ -232,7 +238,7 @@ class Call:
     def _fields(self, **others: Any) -> Fields:
         assert self.start_of_answer is not None
         fields = {
-            "id": f"{self.shape.prefix}-{self.number}",
+            "id": f"{self.shape.prefix}-{self.request_id}",
             "created": self.created,
             "model": self.model,
         }
@@ -249,27 +255,27 @@ class Call:
         return {
             "outcome": self.last_piece.outcome,
             "disclaimer": self.start_of_answer.disclaimer,
-            "masked": self.masked,
+            "masked": self.identifiers,
         }
 
     def _usage(self) -> Usage:
         assert self.start_of_answer is not None
-        read = self.start_of_answer.prompt_tokens
+        num_read = self.start_of_answer.prompt_tokens
         return Usage(
-            prompt_tokens=read,
+            prompt_tokens=num_read,
             completion_tokens=self.num_tokens,
-            total_tokens=read + self.num_tokens,
+            total_tokens=num_read + self.num_tokens,
         )
 
     async def close(self, status: int) -> None:
-        """Once: what it ended with is what it is recorded as."""
+        """Record the request with its status, and stop the generation. Later calls do nothing."""
         if self.is_closed:
             return
         self.is_closed = True
         first, last = self.start_of_answer, self.last_piece
         self.service.record(
             Event(
-                self.number,
+                self.request_id,
                 self.model,
                 status,
                 time.perf_counter() - self.start,
@@ -287,17 +293,18 @@ class Call:
 class EventStream(StreamingResponse):
     media_type = "text/event-stream"
 
-    def __init__(self, call: Call, first: Start, headers: dict[str, str]) -> None:
+    def __init__(self, call: CompletionCall, first: Start, headers: dict[str, str]) -> None:
         self.call, self.events = call, call.stream(first)
         super().__init__(self.events, headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A client that leaves, even between two pieces, ends the generation."""
+        """Stream the events. If the client disconnects, even between two of them, stop the
+        generation."""
         try:
             await super().__call__(scope, receive, send)
         finally:
             await self.events.aclose()
-            await self.call.close(_LEFT)
+            await self.call.close(_CLIENT_LEFT)
 
 
 def _event(body: BaseModel) -> str:

@@ -1,5 +1,5 @@
-"""Requests and answers of OpenAI's completion routes, with our fields beside theirs. What we do not
-know is ignored, as new clients send it."""
+"""Requests and responses of OpenAI's completion routes, with medray's fields added. Unknown fields
+of a request are ignored, because new clients send new ones."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from medray.serving.service import Conversation
 from medray.text.identifiers import Kind
 from medray.types import Message, Sampling, TokenLogprob
 
-_MODEL = "the release that answers; may be left out where one is served"
-# what would change the answer if it were obeyed, and the values that ask for nothing
-_OTHERWISE = {
+_MODEL = "the release that answers; optional if only one is served"
+# Fields that medray does not support and that would change the answer, with their neutral values.
+_UNSUPPORTED_FIELDS = {
     "n": (1,),
     "best_of": (1,),
     "echo": (False,),
@@ -33,31 +33,30 @@ _ROLES: dict[str, Literal["system", "user", "assistant"]] = {
     "user": "user",
     "assistant": "assistant",
 }
-_Text = Annotated[str, StringConstraints(min_length=1)]
-_Words = Annotated[
-    str, StringConstraints(min_length=0)
-]  # a constraint has pydantic refuse half of a surrogate pair
+_PromptText = Annotated[str, StringConstraints(min_length=1)]
+# With any constraint, pydantic refuses half of a surrogate pair.
+_Content = Annotated[str, StringConstraints(min_length=0)]
 _Stop = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
-_GREEDY = 0.01  # temperatures below it divide logits into infinities
-_LEAST_TOP_P = 1e-6  # as a 32-bit float still more than nothing
+_GREEDY = 0.01  # lower temperatures overflow the logits, so they count as 0
+_LEAST_TOP_P = 1e-6  # still above 0 as a 32-bit float
 
 
-class _Lenient(BaseModel):
+class _RequestModel(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class StreamOptions(_Lenient):
+class StreamOptions(_RequestModel):
     include_usage: bool = False
 
 
-class Part(_Lenient):
+class ContentPart(_RequestModel):
     type: Literal["text"]
-    text: _Words
+    text: _Content
 
 
-class ChatMessage(_Lenient):
+class ChatMessage(_RequestModel):
     role: Literal["system", "developer", "user", "assistant"]
-    content: _Words | Annotated[tuple[Part, ...], Field(fail_fast=True)]
+    content: _Content | Annotated[tuple[ContentPart, ...], Field(fail_fast=True)]
 
     def message(self) -> Message:
         text = (
@@ -68,15 +67,17 @@ class ChatMessage(_Lenient):
         return Message(_ROLES[self.role], text)
 
 
-class _Request(_Lenient):
+class _CompletionOptions(_RequestModel):
     model: str | None = Field(None, description=_MODEL)
     max_tokens: int | None = Field(
-        None, ge=1, description="tokens of the answer; the release's own number where not given"
+        None, ge=1, description="tokens of the answer; by default the release's own number"
     )
     temperature: float | None = Field(
-        None, ge=0, le=2, description="0, which is greedy, where not given; below 0.01 it is 0"
+        None, ge=0, le=2, description="0, the default, is greedy; values below 0.01 count as 0"
     )
-    top_p: float | None = Field(None, gt=0, le=1, description="below 0.000001 it is that")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="values below 0.000001 count as 0.000001"
+    )
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
     stop: _Stop | Annotated[tuple[_Stop, ...], Field(max_length=4, fail_fast=True)] | None = None
     stream: bool | None = False
@@ -84,13 +85,13 @@ class _Request(_Lenient):
 
     @model_validator(mode="before")
     @classmethod
-    def _supported(cls, raw: Any) -> Any:
+    def _check_supported(cls, raw: Any) -> Any:
         if isinstance(raw, dict):
-            for name, nothing in _OTHERWISE.items():
-                if raw.get(name) is not None and raw[name] not in nothing:
+            for name, neutral in _UNSUPPORTED_FIELDS.items():
+                if raw.get(name) is not None and raw[name] not in neutral:
                     raise ValueError(
-                        f"{name} is not supported here; leave it out"
-                        + (f", or {nothing[0]}" if name == "n" else "")
+                        f"{name}: it is not supported; leave it out"
+                        + (f" or give {neutral[0]}" if name == "n" else "")
                     )
         return raw
 
@@ -121,9 +122,10 @@ class _Request(_Lenient):
         return Conversation(self.turns(), sampling, self.max_tokens, whole=not self.stream)
 
 
-class ChatRequest(_Request):
+class ChatRequest(_CompletionOptions):
     messages: Annotated[tuple[ChatMessage, ...], Field(fail_fast=True)] = Field(
-        min_length=1, description="the last one is the user's; a system message is added after ours"
+        min_length=1,
+        description="the last one is the user's; a system message follows the release's own",
     )
     max_completion_tokens: int | None = Field(
         None, ge=1, description="the newer name of max_tokens"
@@ -134,9 +136,11 @@ class ChatRequest(_Request):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.messages[-1].role != "user":
-            raise ValueError(f"the last message must be the user's, found {self.messages[-1].role}")
+            raise ValueError(
+                f"the last message is from {self.messages[-1].role}; end with one from user"
+            )
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs true")
+            raise ValueError("top_logprobs has no effect without logprobs; set logprobs to true")
         return self
 
     @property
@@ -156,9 +160,9 @@ class ChatRequest(_Request):
         )
 
 
-class CompletionRequest(_Request):
-    prompt: _Text | tuple[_Text] = Field(
-        description="one text: what the user says in a conversation of one turn"
+class CompletionRequest(_CompletionOptions):
+    prompt: _PromptText | tuple[_PromptText] = Field(
+        description="one text, read as the only message of a conversation"
     )
     logprobs: int | None = Field(None, ge=0, le=5)
 
@@ -170,17 +174,17 @@ class CompletionRequest(_Request):
         return (Message("user", self.prompt if isinstance(self.prompt, str) else self.prompt[0]),)
 
 
-class _Body(BaseModel):
+class _ResponseModel(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class Usage(_Body):
+class Usage(_ResponseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
 
 
-class TopLogprob(_Body):
+class TopLogprob(_ResponseModel):
     token: str
     logprob: float
     bytes: tuple[int, ...] | None
@@ -190,49 +194,47 @@ class ContentLogprob(TopLogprob):
     top_logprobs: tuple[TopLogprob, ...]
 
 
-class ChatLogprobs(_Body):
+class ChatLogprobs(_ResponseModel):
     content: tuple[ContentLogprob, ...]
     refusal: None = None
 
 
-class CompletionLogprobs(_Body):
+class CompletionLogprobs(_ResponseModel):
     tokens: tuple[str, ...]
     token_logprobs: tuple[float, ...]
     top_logprobs: tuple[dict[str, float], ...]
     text_offset: tuple[int, ...]
 
 
-class Spoken(_Body):
+class AssistantMessage(_ResponseModel):
     role: Literal["assistant"] = "assistant"
     content: str
-    refusal: None = (
-        None  # OpenAI's field for words of their own; whether an answer refuses, `outcome` says
-    )
+    refusal: None = None  # OpenAI's field; `outcome` reports whether an answer refuses
 
 
-class ChatChoice(_Body):
+class ChatChoice(_ResponseModel):
     index: Literal[0] = 0
-    message: Spoken
+    message: AssistantMessage
     logprobs: ChatLogprobs | None = None
     finish_reason: str
 
 
-class ChatDelta(_Body):
+class ChatDelta(_ResponseModel):
     index: Literal[0] = 0
     delta: dict[str, str]
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
 
 
-class TextChoice(_Body):
+class TextChoice(_ResponseModel):
     index: Literal[0] = 0
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: str | None = None
 
 
-class _Answer(_Body):
-    """What every answer has: theirs first, then ours."""
+class _Answer(_ResponseModel):
+    """The fields of every response: OpenAI's first, then medray's."""
 
     id: str
     created: int
@@ -241,13 +243,13 @@ class _Answer(_Body):
     release: str
     version: int
     outcome: Literal["answered", "refused"] | None = Field(
-        None, description="whether the whole answer is a refusal; known at its end"
+        None, description="whether the answer refuses the request; set at its end"
     )
     disclaimer: str | None = None
     masked: dict[Kind, int] | None = Field(
         None,
         description=(
-            "identifiers that were masked in the messages, by kind, where that is switched on"
+            "counts of identifiers that were masked in the messages, by kind, if masking is on"
         ),
     )
 
@@ -263,7 +265,7 @@ class ChatCompletionChunk(_Answer):
 
 
 class Completion(_Answer):
-    """Also a piece of one, when it is streamed."""
+    """A completion, or a piece of one that is streamed."""
 
     object: Literal["text_completion"] = "text_completion"
     choices: tuple[TextChoice, ...]
@@ -301,5 +303,5 @@ def completion_logprobs(logprobs: Sequence[TokenLogprob], offset: int) -> Comple
 
 
 def _bytes(text: str) -> tuple[int, ...] | None:
-    """None where the token alone is no text: part of a character."""
+    """Return a token's bytes, or None for part of a character."""
     return None if "\ufffd" in text else tuple(text.encode())

@@ -1,7 +1,6 @@
-"""From a release to what answers: loaded, merged, proven by its probe, and in the precision that is
-faster here.
+"""Open a release for serving: load it, merge it, check its probe, and choose the faster precision.
 
-What is faster is measured at every load, with what the release will do.
+Every load measures which precision is faster, with the work that the release will do.
 """
 
 import logging
@@ -21,17 +20,17 @@ from medray.errors import ServingError
 from medray.models.precision import cast, cast_within, fastest
 from medray.registry.loading import PROBE_TEXTS, LoadedRelease, read_cloud
 from medray.registry.release import Release
-from medray.serving.chat import Chat
-from medray.serving.head import Batcher, Head, tail_length
+from medray.serving.chat import ChatModel
 from medray.serving.schemas import AppOptions
 from medray.serving.streams import Streams
+from medray.serving.text_model import Batcher, TextModel, tail_length
 from medray.tasks.base.protocol import Chatting, Task
 from medray.tasks.base.route import Served, served_tasks
 from medray.types import Chunk, Engine, Example, Floats32, Sampling
 
 log = logging.getLogger(__name__)
 Measure = TypeVar("Measure")
-_TIMED_TOKENS = 1024  # as in a busy moment, and little enough that a load takes about a second more
+_TIMED_TOKENS = 1024  # a busy batch, but small enough that timing takes about a second
 _TIMED_ROWS, _TIMED_STEPS = 8, 4
 
 
@@ -39,17 +38,17 @@ _TIMED_ROWS, _TIMED_STEPS = 8, 4
 class _Opening:
     """A loaded release whose precision is not chosen yet."""
 
-    loaded: LoadedRelease
+    release: LoadedRelease
     options: AppOptions
     thread: Executor
 
     def engine(self, precision: Precision) -> TransformersEngine:
-        engine = self.loaded.in_precision(precision, token_budget=self.options.token_budget).engine
+        engine = self.release.in_precision(precision, token_budget=self.options.token_budget).engine
         assert isinstance(engine, TransformersEngine)
         return engine
 
     def time(self, measure: Callable[[TransformersEngine], Measure]) -> dict[Precision, Measure]:
-        """A measure of each precision that the options allow."""
+        """Return the measure of each precision that the options allow."""
         precision = self.options.precision
         candidates: list[Precision] = ["fp32", "bf16"] if precision == "auto" else [precision]
         measures = {}
@@ -60,16 +59,17 @@ class _Opening:
 
     def _cast_within(self, precision: Precision) -> AbstractContextManager[None]:
         # 4-bit layers follow autocast themselves.
-        model = self.loaded.model
         return (
-            cast_within(model.network, model.family, precision)
-            if self.loaded.is_merged
+            cast_within(self.release.model.network, self.release.model.family, precision)
+            if self.release.is_merged
             else nullcontext()
         )
 
-    def settle(self, precision: Precision) -> tuple[LoadedRelease, TransformersEngine, Streams]:
-        if self.loaded.is_merged:
-            cast(self.loaded.model.network, self.loaded.model.family, precision)
+    def with_precision(
+        self, precision: Precision
+    ) -> tuple[LoadedRelease, TransformersEngine, Streams]:
+        if self.release.is_merged:
+            cast(self.release.model.network, self.release.model.family, precision)
         engine, options = self.engine(precision), self.options
         streams = Streams(
             engine.generation,
@@ -77,59 +77,64 @@ class _Opening:
             token_budget=options.generation_tokens,
             waiting_tokens=options.limits.waiting_tokens,
         )
-        return replace(self.loaded, engine=engine, precision=precision), engine, streams
+        return replace(self.release, engine=engine, precision=precision), engine, streams
 
 
-def open_head(
+def open_model(
     release: Release, options: AppOptions, thread: Executor, *, device: str
-) -> Head | Chat:
-    """Load and merge a release in a thread that ends, then time it in the one that will compute.
+) -> TextModel | ChatModel:
+    """Load and merge a release in a temporary thread, then time it in the thread that will compute.
 
-    Every thread that computes keeps OpenMP workers until it ends, and with more of them than cores
+    Each thread that computes keeps its OpenMP workers until it ends. With more workers than cores
     they sleep between layers: a second such thread took the first from 1.9 to 1.4 of two cores."""
     with ThreadPoolExecutor(1, "load") as loader:
-        loaded = loader.submit(partial(release.load, device=device, merge=True)).result()
-    opening = _Opening(loaded, options, thread)
-    if isinstance(loaded.task, Chatting):
-        loaded, engine, streams = opening.settle(_faster_steps(opening))
-        window = (
-            getattr(loaded.model.network.config, "max_position_embeddings", None)
-            or engine.tokenizer.model_max_length
-        )
-        return Chat.open(loaded, streams, window)
-    if not isinstance(loaded.task, Served):
-        known = ", ".join([*served_tasks(), "those of tasks that talk"])
-        raise ServingError(
-            f"{loaded.reference}: its task {loaded.task.options.name!r} has no route; releases "
-            f"that have: {known}"
-        )
-    return _open_head(opening)
+        model = loader.submit(partial(release.load, device=device, merge=True)).result()
+    opening = _Opening(model, options, thread)
+    if isinstance(model.task, Chatting):
+        return _open_chat_model(opening)
+    if isinstance(model.task, Served):
+        return _open_text_model(opening)
+    raise ServingError(
+        f"{model.reference}: its task {model.task.options.name!r} has no route; serve a release "
+        f"that talks, or one of these tasks: {', '.join(served_tasks())}"
+    )
+
+
+def _open_chat_model(opening: _Opening) -> ChatModel:
+    release, engine, streams = opening.with_precision(_faster_steps(opening))
+    window = (
+        getattr(release.model.network.config, "max_position_embeddings", None)
+        or engine.tokenizer.model_max_length
+    )
+    return ChatModel.open(release, streams, window)
 
 
 def _faster_steps(opening: _Opening) -> Precision:
     seconds = opening.time(lambda engine: time_steps(engine, opening.thread))
     precision = fastest(seconds)
-    log.info("%s: %s; seconds of a step: %s", opening.loaded.reference, precision, seconds)
+    log.info(
+        "%s: precision %s; seconds per step: %s", opening.release.reference, precision, seconds
+    )
     return precision
 
 
-def _open_head(opening: _Opening) -> Head:
-    options, overhead, task = opening.options, 1, opening.loaded.task
-    if opening.loaded.model.head is None and generates(opening.engine("fp32"), task):
+def _open_text_model(opening: _Opening) -> TextModel:
+    options, overhead, task = opening.options, 1, opening.release.task
+    if opening.release.model.head is None and generates(opening.engine("fp32"), task):
         precision = _faster_steps(opening)
     else:
         timings = opening.time(lambda engine: time_texts(engine, task, opening.thread))
         precision = fastest({name: timing.full_s for name, timing in timings.items()})
         overhead = timings[precision].overhead_tokens
         log.info(
-            "%s: %s, a batch costs as much as %d tokens; %s",
-            opening.loaded.reference,
+            "%s: precision %s; a batch has a fixed cost of %d tokens; %s",
+            opening.release.reference,
             precision,
             overhead,
             timings,
         )
-    loaded, engine, streams = opening.settle(precision)
-    cloud = read_cloud(loaded.folder) if options.flag_unlike_training else None
+    release, engine, streams = opening.with_precision(precision)
+    cloud = read_cloud(release.folder) if options.flag_unlike_training else None
     batcher = Batcher(
         engine,
         opening.thread,
@@ -138,13 +143,13 @@ def _open_head(opening: _Opening) -> Head:
         overhead_tokens=overhead,
         outputs=engine.logits_and_embeddings if cloud else None,
     )
-    return Head(loaded, batcher, streams, cloud)
+    return TextModel(release, batcher, streams, cloud)
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of a batch of one short text, and of one as in a busy moment, and how many tokens
-    more that has."""
+    """Seconds of a batch of one short text, seconds of a full batch, and the difference in
+    tokens."""
 
     small_s: float
     full_s: float
@@ -157,16 +162,16 @@ class Timing:
 
 
 def generates(engine: TransformersEngine, task: Task) -> bool:
-    """Whether the task's answers are generated: what counts then is a step, and whole answers would
-    be a minute at every load."""
+    """Return whether the task generates its answers. Then a step is timed, because whole answers
+    would add a minute to every load."""
     counting = Counting(engine, 0)
     task.predict(counting, [Example("few", PROBE_TEXTS[2])])
     return counting.generates
 
 
 def time_texts(engine: TransformersEngine, task: Task, thread: Executor) -> Timing:
-    """The best of a few, so that a load beside live traffic judges as one on a quiet machine
-    would."""
+    """Time a short and a full batch. The best of four runs counts, so that live traffic beside the
+    load changes little."""
     few = [Example("few", PROBE_TEXTS[2])]
     head = task.head()
     counting = Counting(engine, len(head.labels) if head else 0)
@@ -190,19 +195,19 @@ def time_texts(engine: TransformersEngine, task: Task, thread: Executor) -> Timi
 
 
 def time_steps(engine: TransformersEngine, thread: Executor) -> float:
-    """Seconds of a step of several rows, the best of a few."""
+    """Return the seconds of a step of several rows, the best of three."""
     return min(thread.submit(_step_seconds, engine).result() for _ in range(3))
 
 
 def _seconds(engine: TransformersEngine, task: Task, examples: Sequence[Example]) -> float:
     start = time.perf_counter()
-    task.predict(engine, examples)  # its result is on the CPU, so the device has finished
+    task.predict(engine, examples)  # the result is on the CPU, so the device is done
     return time.perf_counter() - start
 
 
 def _step_seconds(engine: TransformersEngine) -> float:
     generation = engine.generation()
-    generation.ends = set()  # no row may leave before it was timed
+    generation.ends = set()  # keep all rows until the end
     prompt = engine.tokenizer(PROBE_TEXTS[0])["input_ids"]
     rows = [
         generation.row(number, prompt, Sampling(max_tokens=2 + _TIMED_STEPS))
@@ -217,8 +222,7 @@ def _step_seconds(engine: TransformersEngine) -> float:
 
 @dataclass
 class Counting:
-    """An engine that answers zeros without computing, and tells how many tokens it was asked to
-    read."""
+    """An engine that returns zeros without computing, and counts the tokens it receives."""
 
     engine: Engine
     num_labels: int

@@ -1,5 +1,5 @@
-"""Moving an alias under live traffic: write it, then wait until every replica reports the version.
-Talks HTTP, knows no Ray."""
+"""Move an alias under live traffic: write it, then wait until every replica reports the version.
+Speaks HTTP, imports no Ray."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from medray.errors import ConfigError, PromotionError, ServingError
 from medray.registry.registry import Registry
 from medray.serving.follow import standing
 
-_LOOK_S = 0.5
+_POLL_S = 0.5
 
 
 def promote(
@@ -22,11 +22,11 @@ def promote(
     timeout_s: float,
     digest: str | None = None,
 ) -> str:
-    """Point `alias` at the version of a `reference`; without a client nobody is waited for. Returns
-    what is live now."""
+    """Point `alias` at the version of a `reference`, and return the release that is live now. With
+    a client, wait until its service has switched."""
     release = registry.resolve(reference, digest=digest)
     name, version = release.record.name, release.record.version
-    # a file that is not what it was published as is found before anybody is asked to load it
+    # A file that changed since it was published must be noticed before a replica loads it.
     release.verify()
     if client is not None:
         _follower(client, name, alias)
@@ -39,16 +39,13 @@ def promote(
 def rollback(
     registry: Registry, name: str, alias: str, client: Client | None, *, timeout_s: float
 ) -> str:
-    """Point an alias at the version it stood on before the current one; asked again, one further
-    back."""
+    """Point an alias at its version before the current one. Each further call goes back one more
+    version."""
     moves = registry.history(name, alias)
     if registry.move_numbers(name, alias):
-        registry.newest(
-            name,
-            alias,
-            # where it cannot be read, the last one that can be is what to go back to, and not what
-            # to leave
-        )
+        # Raise if the newest move cannot be read. `history` leaves it out, so the rollback would go
+        # back one version too far.
+        registry.newest(name, alias)
     before = standing(moves)[:-1]
     if not before:
         raise ConfigError(f"{name}@{alias}: there is no earlier version to go back to")
@@ -59,14 +56,18 @@ def rollback(
 
 
 def _follower(client: Client, name: str, alias: str) -> dict[str, Any]:
-    """The health of the deployment that follows this alias, or an error that says why nobody can be
-    waited for."""
+    """Return the health of the deployment that follows this alias, or raise why it cannot be
+    followed."""
     reference = f"{name}@{alias}"
     releases = client.health().get("releases")
     if releases is None:
-        raise ServingError(f"{client.url}: tells its versions only to who has a token")
+        raise ServingError(
+            f"{client.url}: it reports versions only to clients with a token; give --token-file"
+        )
     if reference not in releases:
-        raise ServingError(f"{client.url}: serves {', '.join(releases)} and not {reference}")
+        raise ServingError(
+            f"{client.url}: it does not serve {reference}; it serves {', '.join(releases)}"
+        )
     health: dict[str, Any] = releases[reference]
     return health
 
@@ -80,23 +81,23 @@ def _wait(
 ) -> None:
     name, _, alias = reference.partition("@")
     end = clock() + timeout_s
-    state = "nothing was reported"
+    state = "there was no report"
     while clock() < end:
         try:
             health = _follower(client, name, alias)
-        except ServingError as err:  # a proxy or ingress that starts anew is waited for as well
+        except ServingError as err:  # a proxy or an ingress may be restarting
             state = str(err)
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
             continue
         replicas = health["replicas"]
         is_asleep = not replicas and health["status"] in ("idle", "missing")
         if is_asleep or (replicas and all(replica["version"] == version for replica in replicas)):
             return
-        failed = [replica for replica in replicas if replica.get("error_version") == version]
-        if failed:
+        failures = [replica for replica in replicas if replica.get("error_version") == version]
+        if failures:
             raise PromotionError(
-                f"{reference}: version {version} was not taken, the one before still answers: "
-                f"{failed[0]['error']}"
+                f"{reference}: version {version} failed to load; the previous one still answers: "
+                f"{failures[0]['error']}"
             )
         state = (
             ", ".join(
@@ -104,7 +105,7 @@ def _wait(
             )
             or f"no replica reports ({health['status']})"
         )
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
     raise PromotionError(
-        f"{reference}: version {version} is not everywhere after {timeout_s:g} s: {state}"
+        f"{reference}: not every replica serves version {version} after {timeout_s:g} s: {state}"
     )

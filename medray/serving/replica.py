@@ -1,5 +1,5 @@
-"""A Serve replica of a release, or of several on one engine. It loads, follows, answers and
-reports; it holds no arithmetic."""
+"""The Serve replica of a release, or of several on one engine. It loads, follows, answers and
+reports, and holds no arithmetic."""
 
 import asyncio
 import logging
@@ -24,31 +24,31 @@ from medray.registry.predictions import read_predictions
 from medray.registry.registry import Registry
 from medray.registry.release import Release
 from medray.serving import notes
-from medray.serving.auth import Refusal
 from medray.serving.cards import ReleaseCard, audit, card
-from medray.serving.chat import Chat, Telling, TooLongError
+from medray.serving.chat import AnswerBuilder, ChatModel, TooLongError
 from medray.serving.follow import Follower
-from medray.serving.head import Head, TooManyTokensError
-from medray.serving.ingress import shares
 from medray.serving.notes import TrainingTexts
-from medray.serving.opening import open_head
-from medray.serving.process import prepare
+from medray.serving.opening import open_model
+from medray.serving.refusals import Refusal
+from medray.serving.replica_setup import prepare
 from medray.serving.schemas import CHAT_PATH, RETRY_AFTER_S, AppOptions, ReplicaReport
 from medray.serving.service import Conversation, Description, Start, TextPiece
+from medray.serving.shares import shares
 from medray.serving.streams import LateError, OverloadedError
-from medray.serving.vllm import Group
-from medray.serving.vllm_head import Shared
+from medray.serving.text_model import TextModel, TooManyTokensError
+from medray.serving.vllm import ReleaseGroup
+from medray.serving.vllm_head import VllmModels
 from medray.tasks.base.route import TextRequest, TextResponse
 from medray.types import Chunk
 
 log = logging.getLogger(__name__)
 _WAITING = Refusal(
-    503, "unavailable", "this release is not there yet; /healthz says why", RETRY_AFTER_S
+    503, "unavailable", "this release is not loaded yet; /healthz reports why", RETRY_AFTER_S
 )
 
 
-class HeadReplica:
-    def __init__(self, group: Group, options: AppOptions) -> None:
+class ReleaseReplica:
+    def __init__(self, group: ReleaseGroup, options: AppOptions) -> None:
         prepare()
         resources = ray.get_runtime_context().get_assigned_resources()
         threads = max(1, int(resources.get("CPU", 1)))
@@ -56,11 +56,13 @@ class HeadReplica:
         self.options = options
         self.device = "cuda" if resources.get("GPU") and torch.cuda.is_available() else "cpu"
         gpus = math.ceil(resources.get("GPU", 0)) if self.device == "cuda" else 0
-        self.shared = (
-            Shared(group, options, threads=threads, gpus=gpus) if group.engine == "vllm" else None
+        self.vllm_models = (
+            VllmModels(group, options, threads=threads, gpus=gpus)
+            if group.engine == "vllm"
+            else None
         )
         self.replica = serve.get_replica_context().replica_id.unique_id
-        # One thread computes; the others encode, wait for their rows and put answers together.
+        # One thread computes. The others encode, wait for their rows and build responses.
         self.compute = ThreadPoolExecutor(
             1, "compute", initializer=torch.set_num_threads, initargs=(threads,)
         )
@@ -70,16 +72,16 @@ class HeadReplica:
         )
         self.validation_labels = Gauge(
             "medray_validation_label_share",
-            "share of validation rows answered so",
+            "share of validation rows with this predicted label",
             tag_keys=("release", "version", "label"),
         )
         self.validation_confidence = Gauge(
             "medray_validation_confidence_share",
-            "share of validation rows this sure at most",
+            "share of validation rows with at most this confidence",
             tag_keys=("release", "version", "at_most"),
         )
         self.training_texts: dict[str, TrainingTexts | None] = {}
-        self.followers: dict[str, Follower[Head | Chat]] = {
+        self.followers: dict[str, Follower[TextModel | ChatModel]] = {
             reference: Follower(
                 Registry(options.storage_path),
                 reference,
@@ -93,30 +95,30 @@ class HeadReplica:
         for follower in self.followers.values():
             follower.start()
 
-    def open_release(self, reference: str, release: Release) -> Head | Chat:
+    def open_release(self, reference: str, release: Release) -> TextModel | ChatModel:
         if self.options.require_signature:
             release.check_signature(Path(self.options.require_signature))
-        head = (
-            self.shared.open(release)
-            if self.shared
-            else open_head(release, self.options, self.compute, device=self.device)
+        model = (
+            self.vllm_models.open(release)
+            if self.vllm_models
+            else open_model(release, self.options, self.compute, device=self.device)
         )
-        self.gauge.set(head.loaded.version, {"model": reference})
-        if isinstance(head, Head):
-            self._report_validation(head.loaded)
-        return head
+        self.gauge.set(model.release.version, {"model": reference})
+        if isinstance(model, TextModel):
+            self._report_validation(model.release)
+        return model
 
     def check_health(self) -> None:
-        """Raise where this replica cannot answer any more; Serve, which calls this, then starts
-        another one."""
-        if self.shared and self.shared.is_dead:
+        """Raise if this replica cannot answer any more. Serve calls this, and then starts another
+        one."""
+        if self.vllm_models and self.vllm_models.is_dead:
             raise ServingError("vLLM's processes have died")
 
-    def _report_validation(self, loaded: LoadedRelease) -> None:
+    def _report_validation(self, release: LoadedRelease) -> None:
         validation = shares(
-            calibrate(loaded.task, loaded.calibration, read_predictions(loaded.folder))
+            calibrate(release.task, release.calibration, read_predictions(release.folder))
         )
-        tags = {"release": loaded.name, "version": str(loaded.version)}
+        tags = {"release": release.name, "version": str(release.version)}
         for label, share in validation.labels.items():
             self.validation_labels.set(share, tags | {"label": label})
         for bound, share in validation.confidence.items():
@@ -131,7 +133,7 @@ class HeadReplica:
             )
         return self.training_texts[release.record.content_id]
 
-    def _model(self, reference: str) -> Head | Chat | Refusal:
+    def _model(self, reference: str) -> TextModel | ChatModel | Refusal:
         return self.followers[reference].model or _WAITING
 
     async def answer(
@@ -145,19 +147,25 @@ class HeadReplica:
     def _answer(
         self, reference: str, request: TextRequest, deadline: float
     ) -> TextResponse | Refusal:
-        head = self._model(reference)
-        if isinstance(head, Refusal):
-            return head
-        if isinstance(head, Chat):
+        model = self._model(reference)
+        if isinstance(model, Refusal):
+            return model
+        if isinstance(model, ChatModel):
             return Refusal(
-                400, "wrong_route", f"{head.loaded.name} is asked at {CHAT_PATH}", param="model"
+                400,
+                "wrong_route",
+                f"model: {model.release.name} answers at {CHAT_PATH}",
+                param="model",
             )
-        if not isinstance(request, tuple(route.request for route in head.task.routes)):
+        if not isinstance(request, tuple(route.request for route in model.task.routes)):
             return Refusal(
-                400, "wrong_route", f"{head.loaded.name} is asked at {head.path}", param="model"
+                400,
+                "wrong_route",
+                f"model: {model.release.name} answers at {model.path}",
+                param="model",
             )
         try:
-            response = head.answer(
+            response = model.answer(
                 request, max_tokens=self.options.limits.tokens, deadline=deadline
             )
             return (
@@ -165,20 +173,14 @@ class HeadReplica:
                 if self.options.flag_unlike_training
                 else response
             )
-        # the only one that a text can cause; its message counts rows of a batch, which the sender
-        # cannot see
+        # Only a text without tokens causes it. Its message counts rows of a batch, which the client
+        # cannot see.
         except DataError:
-            return Refusal(
-                422, "invalid_request", "a text holds no token that the model could read"
-            )
+            return Refusal(422, "invalid_request", "a text has no token that the model can read")
         except TooManyTokensError as err:
             return Refusal(413, "too_many_tokens", str(err))
-        except OverloadedError:
-            return Refusal(
-                429, "overloaded", "too many texts are waiting; try again later", RETRY_AFTER_S
-            )
-        except LateError:
-            return Refusal(504, "deadline_exceeded", "the answer was not ready in time")
+        except (OverloadedError, LateError) as err:
+            return _to_refusal(err)
 
     async def talk(
         self, reference: str, conversation: Conversation, timeout_s: float
@@ -194,59 +196,61 @@ class HeadReplica:
                 first.append(time.monotonic() - start)
             loop.call_soon_threadsafe(results.put_nowait, result)
 
-        chat = self._model(reference)
-        task = self.requests.submit(self._start, chat, conversation, start + timeout_s, deliver)
+        model = self._model(reference)
+        task = self.requests.submit(self._start, model, conversation, start + timeout_s, deliver)
         try:
             outcome = await asyncio.shield(asyncio.wrap_future(task))
         except asyncio.CancelledError:
-            if not task.cancel():  # it runs already: what it starts ends with it
-                task.add_done_callback(lambda done: self._cancel(chat, done.result()))
+            if not task.cancel():  # it runs already, so stop what it starts
+                task.add_done_callback(lambda future: self._cancel(model, future.result()))
             raise
         if isinstance(outcome, Refusal):
             yield outcome
             return
-        assert isinstance(chat, Chat)
-        telling, has_begun = Telling(chat.task), False
+        assert isinstance(model, ChatModel)
+        builder, has_begun = AnswerBuilder(model.task), False
         try:
             while True:
                 chunks = await _gather(results, whole=conversation.whole)
                 if isinstance(chunks, Exception):
-                    yield _refusal_of(chunks)
+                    yield _to_refusal(chunks)
                     return
                 if not has_begun:
                     has_begun = True
                     yield replace(outcome[0], first_token_s=first[0])
-                piece = telling.say(chunks)
+                piece = builder.add(chunks)
                 yield piece
                 if piece.finish:
                     return
         finally:
-            self._cancel(chat, outcome)
+            self._cancel(model, outcome)
 
     def _start(
         self,
-        chat: Head | Chat | Refusal,
+        model: TextModel | ChatModel | Refusal,
         conversation: Conversation,
         deadline: float,
         deliver: Callable[[Chunk | Exception], None],
     ) -> tuple[Start, Any] | Refusal:
-        if isinstance(chat, Refusal):
-            return chat
-        if not isinstance(chat, Chat):
+        if isinstance(model, Refusal):
+            return model
+        if not isinstance(model, ChatModel):
             return Refusal(
                 400,
                 "wrong_route",
-                f"{chat.loaded.name} does not talk: it is asked at {chat.path}",
+                f"model: {model.release.name} does not talk; it answers at {model.path}",
                 param="model",
             )
         try:
-            return chat.begin(conversation, self.options.limits, deadline, deliver)
+            return model.begin(conversation, self.options.limits, deadline, deliver)
         except ServingError as err:
-            return _refusal_of(err)
+            return _to_refusal(err)
 
-    def _cancel(self, chat: Head | Chat | Refusal, outcome: tuple[Start, Any] | Refusal) -> None:
-        if isinstance(chat, Chat) and not isinstance(outcome, Refusal):
-            chat.streams.cancel(outcome[1])
+    def _cancel(
+        self, model: TextModel | ChatModel | Refusal, outcome: tuple[Start, Any] | Refusal
+    ) -> None:
+        if isinstance(model, ChatModel) and not isinstance(outcome, Refusal):
+            model.streams.cancel(outcome[1])
 
     async def describe(self, reference: str) -> Description | Refusal:
         model = self._model(reference)
@@ -261,28 +265,28 @@ class HeadReplica:
         )
 
     async def report(self, reference: str) -> ReplicaReport:
-        following = self.followers[reference]
-        head = following.model
-        if head is None:
+        follower = self.followers[reference]
+        model = follower.model
+        if model is None:
             name = reference.partition("@")[0]
             return ReplicaReport(
-                replica=self.replica, release=name, version=0, precision="", error=following.error
+                replica=self.replica, release=name, version=0, precision="", error=follower.error
             )
         return ReplicaReport(
             replica=self.replica,
-            release=head.loaded.name,
-            version=head.loaded.version,
-            precision=head.loaded.precision,
-            generating=head.streams.num_running + head.streams.num_waiting,
-            error=following.error,
-            error_version=following.error_version,
+            release=model.release.name,
+            version=model.release.version,
+            precision=model.release.precision,
+            generating=model.streams.num_running + model.streams.num_waiting,
+            error=follower.error,
+            error_version=follower.error_version,
         )
 
 
 async def _gather(
     results: "asyncio.Queue[Chunk | Exception]", *, whole: bool
 ) -> list[Chunk] | Exception:
-    """The chunks that came since the last call, or all of them."""
+    """Return the chunks since the last call, or with `whole` all of them."""
     chunks: list[Chunk] = []
     while True:
         result = await results.get()
@@ -293,7 +297,7 @@ async def _gather(
             return chunks
 
 
-def _refusal_of(err: Exception) -> Refusal:
+def _to_refusal(err: Exception) -> Refusal:
     if isinstance(err, TooLongError):
         return Refusal(400, "invalid_request", str(err), code="context_length_exceeded")
     if isinstance(err, OverloadedError):
@@ -302,5 +306,5 @@ def _refusal_of(err: Exception) -> Refusal:
         )
     if isinstance(err, LateError):
         return Refusal(504, "deadline_exceeded", "the answer was not ready in time")
-    log.error("%s while a text was generated", type(err).__name__)
-    return Refusal(500, "internal_error", "the answer broke off; the server's log has the cause")
+    log.error("%s while generating a text", type(err).__name__)
+    return Refusal(500, "internal_error", "the answer ended early; the server's log has the cause")

@@ -1,5 +1,4 @@
-"""What the application is configured with, and what its HTTP bodies look like. Knows neither Ray
-nor torch."""
+"""Options of the application and bodies of its HTTP routes. Imports neither Ray nor torch."""
 
 from typing import Any, Literal, Self
 
@@ -7,145 +6,140 @@ from pydantic import Field, field_validator, model_validator
 
 from medray.config.schema import Section
 from medray.config.study import PrecisionChoice
-from medray.serving.auth import BODY_BYTES
 from medray.tasks.base.route import Body
 
 RETRY_AFTER_S = 1
+BODY_BYTES = 1 << 20
 CHAT_PATH, COMPLETION_PATH = "/v1/chat/completions", "/v1/completions"
 
 
 class Limits(Section):
-    """What one request, and all waiting ones, may ask for."""
+    """Limits of one request, and of all that wait."""
 
-    body_bytes: int = Field(
-        BODY_BYTES, ge=1, description="larger bodies are refused while they are read (413)"
-    )
-    inputs: int = Field(64, ge=1, description="texts in a request")
-    messages: int = Field(1000, ge=1, description="messages of a conversation")
+    body_bytes: int = Field(BODY_BYTES, ge=1, description="larger bodies are refused (413)")
+    inputs: int = Field(64, ge=1, description="texts per request")
+    messages: int = Field(1000, ge=1, description="messages per conversation")
     tokens: int = Field(
         32768,
         ge=1,
-        description="tokens in a request, windows included, and those it asks to be generated",
+        description="tokens per request, including those of windows and those to generate",
     )
-    new_tokens: int = Field(1024, ge=1, description="tokens of a generated answer")
+    new_tokens: int = Field(1024, ge=1, description="tokens per generated answer")
     waiting_tokens: int = Field(
-        262144, ge=1, description="tokens waiting in a replica; more are refused (429)"
+        262144, ge=1, description="tokens that wait in a replica; more are refused (429)"
     )
     timeout_s: float = Field(
         30.0,
         gt=0,
         description=(
-            "from arrival to answer; must be longer than a cold start where replicas scale to zero"
+            "seconds from arrival to answer; longer than a cold start if replicas scale to zero"
         ),
     )
     ongoing_requests: int = Field(
-        64, ge=1, description="requests in a replica at a time; bounds a batch from above"
+        64, ge=1, description="requests in a replica at a time; no batch has more of them"
     )
     queued_requests: int = Field(
         128,
         ge=-1,
-        description="requests waiting for a replica; more are refused (429), -1 is no bound",
+        description="requests that wait for a replica; more are refused (429); -1 is no limit",
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.waiting_tokens < self.tokens:
             raise ValueError(
-                f"waiting_tokens {self.waiting_tokens} and tokens {self.tokens}: a request that "
-                "is allowed must fit the queue"
+                f"waiting_tokens {self.waiting_tokens}: it is below tokens {self.tokens}, so the "
+                "queue cannot hold one request; raise it"
             )
         return self
 
 
 class AppOptions(Section):
-    """`args` of an application in Ray Serve's YAML: which releases, and within which limits."""
+    """The `args` of an application in Ray Serve's YAML: its releases and their limits."""
 
     releases: tuple[str, ...] = Field(
         min_length=1,
-        description="name@alias (followed), name (its latest, followed) or name@version",
+        description="name@alias or name (its latest version), which are followed, or name@version",
     )
     storage_path: str = Field("runs", description="the folder that holds the releases")
     engine: Literal["auto", "transformers", "vllm"] = Field(
         "auto",
         description=(
-            "auto: releases that talk are answered by vLLM where it is installed and takes them; "
-            "vllm: it is an error where not"
+            "auto: vLLM answers for releases that talk if it is installed and supports them; vllm: "
+            "it is an error if it does not"
         ),
     )
     precision: PrecisionChoice = Field(
         "auto",
         description=(
-            "auto times fp32 and bf16 at every load; on vLLM it is bf16 where the hardware "
-            "multiplies it"
+            "auto times fp32 and bf16 at every load; on vLLM it is bf16 if the hardware supports it"
         ),
     )
     token_budget: int = Field(
-        4096, ge=1, description="tokens of a batch, padding included; a longer text goes alone"
+        4096,
+        ge=1,
+        description="tokens per batch, padding included; a longer text is a batch of its own",
     )
     generation_tokens: int = Field(
         16384,
         ge=1,
         description=(
-            "tokens, padding included, whose keys and values a replica keeps while it generates; "
-            "more wait"
+            "tokens, padding included, that a replica's cache of keys and values holds; more wait"
         ),
     )
     disclaimer_in_content: bool = Field(
         True,
         description=(
-            "a generated answer ends with the disclaimer, which is a field of the answer either way"
+            "generated answers end with the disclaimer; it is a field of the response either way"
         ),
     )
     replicas: int = Field(
         1,
         ge=1,
-        description="of each release, where its deployment in Serve's YAML says nothing else",
+        description="replicas per release, unless its deployment in Serve's YAML sets them",
     )
-    cpus: float = Field(
-        1.0, ge=0, description="CPUs of a replica, which computes with as many threads"
-    )
+    cpus: float = Field(1.0, ge=0, description="CPUs and threads per replica")
     follow_s: float = Field(
-        2.0, gt=0, description="how often a replica looks where its alias points"
+        2.0, gt=0, description="seconds between two checks of where an alias points"
     )
     retry_s: float = Field(
-        60.0, gt=0, description="how long a release that failed to load is left alone"
+        60.0, gt=0, description="seconds before a release that failed to load is tried again"
     )
     tokens_file: str | None = Field(
-        None, description="a SHA-256 in hexadecimal per line: the tokens that may ask"
+        None, description="a file with one hexadecimal SHA-256 of a valid token per line"
     )
     require_signature: str | None = Field(
         None,
         description=(
-            "a public key (PEM): a version that its holder did not sign is never switched to, and "
-            "the one before still answers"
+            "a public key (PEM); a replica never switches to a version without its signature"
         ),
     )
     mask_identifiers: bool = Field(
         False,
         description=(
-            "e-mail, telephone, record numbers, dates and names behind a title are masked before a "
-            "model reads a text"
+            "mask e-mail addresses, telephone and record numbers, dates and names after a title in "
+            "each text before a model reads it"
         ),
     )
     flag_unlike_training: bool = Field(
         False,
         description=(
-            "say where a text's length, language or, with a head for rows, embedding is unlike "
-            "those of the release's data"
+            "note texts whose length, language or (with a head for rows) embedding is unlike the "
+            "release's training data"
         ),
     )
     audit_log: str | None = Field(
         "~/.local/state/medray/audit.log",
         description=(
-            "a file in a folder of the user's own, which gets a line per request; null: Serve's "
-            "own log files get it"
+            "a file in a private folder of the user, with one line per request; null: Serve's own "
+            "log files"
         ),
     )
     hosts: tuple[str, ...] = Field(
-        (), description="names that browsers may ask besides localhost, where there are no tokens"
+        (), description="host names that browsers may use besides localhost, if there are no tokens"
     )
     open_to_all: bool = Field(
-        False, description="let an address other than loopback answer without tokens"
+        False, description="serve without tokens on addresses other than loopback"
     )
     limits: Limits = Limits()
 
@@ -154,20 +148,20 @@ class AppOptions(Section):
     def _without_int8(cls, value: Any) -> Any:
         if value == "int8":
             raise ValueError(
-                "answers in 8 bits are gone, since bf16 was faster; allowed: auto, fp32, bf16, fp16"
+                "int8 is not supported, since bf16 was faster; allowed: auto, fp32, bf16, fp16"
             )
         return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        twice = sorted({name for name in self.releases if self.releases.count(name) > 1})
-        if twice:
-            raise ValueError(f"releases: {', '.join(twice)} stand there twice")
+        duplicates = sorted({name for name in self.releases if self.releases.count(name) > 1})
+        if duplicates:
+            raise ValueError(f"releases: {', '.join(duplicates)} is listed twice; list it once")
         return self
 
 
 class ErrorDetail(Body):
-    """As OpenAI's clients read it."""
+    """The details of an error, as OpenAI's clients expect them."""
 
     message: str
     type: str
@@ -180,7 +174,7 @@ class ErrorBody(Body):
 
 
 class ModelCard(Body):
-    """One entry of /v1/models, in the shape that OpenAI clients know."""
+    """One entry of /v1/models, as OpenAI's clients expect it."""
 
     id: str
     object: Literal["model"] = "model"
@@ -189,12 +183,12 @@ class ModelCard(Body):
 
 
 class ModelDetail(ModelCard):
-    """What somebody who asks it should know."""
+    """The description of one model."""
 
     release: str
     version: int
     system: str | None = Field(
-        None, description="the system prompt of a release that talks; a client's own comes after it"
+        None, description="the system prompt of a release that talks; a client's own follows it"
     )
     disclaimer: str | None = None
 
@@ -205,13 +199,13 @@ class ModelList(Body):
 
 
 class ReplicaReport(Body):
-    """What one replica serves, and why it does not serve what its alias says."""
+    """What one replica serves, and the error that keeps it from the version of its alias."""
 
     replica: str
     release: str
-    version: int = Field(description="0 while its release is missing")
+    version: int = Field(description="0 while the release is missing")
     precision: str
-    generating: int = Field(0, description="texts under way, waiting ones included")
+    generating: int = Field(0, description="texts that are generated or wait")
     error: str | None = None
     error_version: int | None = None
 
@@ -219,8 +213,8 @@ class ReplicaReport(Body):
 class ReleaseHealth(Body):
     status: Literal["ok", "loading", "degraded", "idle", "missing"] = Field(
         description=(
-            "loading: no replica answers yet; idle: there is none until somebody asks; missing: "
-            "the release is not there yet"
+            "loading: no replica answers yet; idle: no replica runs until a request comes; "
+            "missing: the release does not exist yet"
         )
     )
     error: str | None = Field(None, description="why it is missing")
@@ -228,7 +222,7 @@ class ReleaseHealth(Body):
 
 
 class Health(Body):
-    """Details are for those who may ask; a load balancer gets the status alone."""
+    """The health of the service. Clients without access get only the status."""
 
     status: Literal["ok", "loading", "degraded"]
     releases: dict[str, ReleaseHealth] | None = None

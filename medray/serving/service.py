@@ -1,12 +1,12 @@
-"""What the routes and a service that answers behind them exchange: conversations, pieces of
-answers, and what is kept of a request."""
+"""The protocol between the routes and a service: conversations, pieces of answers, and events for
+the audit log."""
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
-from medray.serving.auth import Refusal
 from medray.serving.cards import ReleaseCard
+from medray.serving.refusals import Refusal
 from medray.serving.schemas import Health
 from medray.tasks.base.protocol import ChatOutcome
 from medray.tasks.base.route import TextRequest, TextResponse
@@ -15,30 +15,30 @@ from medray.types import Message, Sampling, TokenLogprob
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A conversation to go on with."""
+    """A conversation that the release continues."""
 
     messages: tuple[Message, ...]
     sampling: Sampling
-    max_tokens: int | None  # the task's own number where nobody said
-    whole: bool  # the answer in one piece: pieces that nobody looks at cost a message each
+    max_tokens: int | None  # None: the task's own number
+    whole: bool  # send the answer in one piece, since each piece costs a message
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Who answers: before the first piece, also of an answer in one piece, which so can be asked
-    for again until it is there."""
+    """The release that answers. It precedes the first piece, even of a whole answer; until it
+    arrives a request can be repeated."""
 
     release: str
     version: int
     prompt_tokens: int
     disclaimer: str
     ends_with_disclaimer: bool = True
-    first_token_s: float | None = None  # from the replica's being asked
+    first_token_s: float | None = None  # counted by the replica
 
 
 @dataclass(frozen=True, slots=True)
 class TextPiece:
-    """A piece of the answer; on the last one, why it ended and what it was."""
+    """A piece of the answer. The last one has the reason why it ended, and its outcome."""
 
     text: str
     num_tokens: int
@@ -49,22 +49,21 @@ class TextPiece:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What somebody who talks to a release should know of it."""
+    """The release, its system prompt and its disclaimer."""
 
     release: str
     version: int
-    system: str | None = None  # None: it does not talk
+    system: str | None = None  # None if it does not talk
     disclaimer: str | None = None
 
 
-Events = AsyncGenerator[
-    Start | TextPiece | Refusal, None
-]  # first one of Start and Refusal; a refusal is the last
+# The first event is a Start or a Refusal, and a Refusal is always the last.
+Events = AsyncGenerator[Start | TextPiece | Refusal, None]
 
 
 @dataclass(frozen=True)
 class Event:
-    """What is kept of a request: never its text."""
+    """What is recorded of a request, which never includes its text."""
 
     request_id: str
     model: str
@@ -87,7 +86,7 @@ class Service(Protocol):
     async def answer(self, reference: str, request: TextRequest) -> TextResponse | Refusal: ...
 
     def talk(self, reference: str, conversation: Conversation) -> Events:
-        """Closing it ends the generation."""
+        """Yield the pieces of an answer. Closing the generator stops the generation."""
         ...
 
     async def describe(self, reference: str) -> Description | Refusal: ...

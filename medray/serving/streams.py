@@ -1,8 +1,8 @@
-"""Texts of many requests, generated together: a step of all rows a turn, in the thread that
-computes. Knows no task and no Ray.
+"""Generates the texts of many requests together: one step of all rows per turn, in the thread that
+computes. Imports no task and no Ray.
 
-Between two turns others compute in the same thread; between two prompts that join, those under way
-get a step."""
+Between two turns, other models compute in the same thread. After prompts join, the running texts
+get a step before more prompts join."""
 
 import itertools
 import logging
@@ -18,9 +18,8 @@ from medray.errors import ServingError
 from medray.types import Chunk, Sampling, gather
 
 log = logging.getLogger(__name__)
-Deliver = Callable[
-    [Chunk | Exception], None
-]  # called in the thread that computes; after a finish or an exception no more
+# Called in the thread that computes, and not again after a finish or an exception.
+Deliver = Callable[[Chunk | Exception], None]
 
 
 class OverloadedError(ServingError):
@@ -33,13 +32,13 @@ class LateError(ServingError):
 
 @dataclass(eq=False)
 class Stream:
-    """One text under way."""
+    """A text that waits or is generated."""
 
     row: GenerationRow
-    index: int  # of its prompt in the request; its row's is a number of our own
+    index: int  # of its prompt in the request; the row has a number of its own
     deliver: Deliver
     deadline: float
-    cancelled: bool = False
+    is_cancelled: bool = False
 
 
 class Streams:
@@ -53,14 +52,13 @@ class Streams:
     ) -> None:
         self.token_budget, self.waiting_tokens = token_budget, waiting_tokens
         self._make, self._thread = make, thread
-        self._generation: Generation | None = (
-            None  # made by the first request: most releases never generate
-        )
+        # The first request creates it, because most releases never generate.
+        self._generation: Generation | None = None
         self._lock = threading.Lock()
         self._waiting: list[Stream] = []
         self._running: dict[int, Stream] = {}  # by the number of its row
         self._numbers = itertools.count()
-        self._turning = self._joined = False
+        self._is_turning = self._has_joined = False
 
     def start(
         self,
@@ -70,33 +68,33 @@ class Streams:
         deadline: float,
         index: int = 0,
     ) -> Stream:
-        """Pass its chunks to `deliver`, until `time.monotonic() == deadline`."""
+        """Queue a text and pass its chunks to `deliver`, until `time.monotonic() == deadline`."""
         with self._lock:
             generation = self._generation = self._generation or self._make()
             stream = Stream(
                 generation.row(next(self._numbers), prompt, sampling), index, deliver, deadline
             )
             tokens = sum(
-                waiting.row.most for waiting in [*self._waiting, stream] if not waiting.cancelled
+                waiting.row.most for waiting in [*self._waiting, stream] if not waiting.is_cancelled
             )
             if tokens > self.waiting_tokens:
                 raise OverloadedError(
-                    f"{tokens} tokens would wait, at most {self.waiting_tokens} may"
+                    f"{tokens} tokens would wait; at most {self.waiting_tokens} may"
                 )
             self._waiting.append(stream)
-            if not self._turning:
-                self._turning = True
+            if not self._is_turning:
+                self._is_turning = True
                 self._thread.submit(self._turn)
         return stream
 
     def cancel(self, stream: Stream) -> None:
-        """Release its row at the next step."""
-        stream.cancelled = True
+        """Stop a text, and release its row at the next step."""
+        stream.is_cancelled = True
 
     def collect(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, deadline: float
     ) -> list[Chunk]:
-        """Whole texts of one request."""
+        """Return the whole texts of one request."""
         results: queue.SimpleQueue[Chunk | Exception] = queue.SimpleQueue()
         seeds = [
             sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + at)
@@ -141,51 +139,53 @@ class Streams:
                 if generation.rows
                 else []
             )
-        except Exception as err:  # whatever it is, the requests that wait get it
+        except Exception as err:  # passed on to the requests that wait
             self._fail(generation, err)
         else:
-            self._tell(chunks)
-        # One step a turn, so that whatever else computes here goes on too.
+            self._deliver_all(chunks)
+        # One step per turn, so that other models in this thread progress too.
         with self._lock:
-            self._turning = bool(self._waiting or self._running)
-            if self._turning:
+            self._is_turning = bool(self._waiting or self._running)
+            if self._is_turning:
                 self._thread.submit(self._turn)
 
     def _choose(self, generation: Generation) -> list[Stream]:
-        """Return the streams that join now, and drop those that were cancelled or are too late."""
+        """Return the streams that join now. Drop those that are cancelled or too late."""
         now = time.monotonic()
         with self._lock:
             late = [
                 stream
                 for stream in [*self._waiting, *self._running.values()]
-                if not stream.cancelled and now >= stream.deadline
+                if not stream.is_cancelled and now >= stream.deadline
             ]
             for stream in late:
-                stream.cancelled = True
-            self._waiting = [stream for stream in self._waiting if not stream.cancelled]
+                stream.is_cancelled = True
+            self._waiting = [stream for stream in self._waiting if not stream.is_cancelled]
             self._running = {
-                number: stream for number, stream in self._running.items() if not stream.cancelled
+                number: stream
+                for number, stream in self._running.items()
+                if not stream.is_cancelled
             }
             generation.drop([row for row in generation.rows if row.index not in self._running])
-            has_had_turn = not (self._joined and self._running)
-            admitted = (
+            has_had_turn = not (self._has_joined and self._running)
+            rows = (
                 generation.admit([stream.row for stream in self._waiting], self.token_budget)
                 if has_had_turn
                 else []
             )
-            joining, self._waiting = self._waiting[: len(admitted)], self._waiting[len(admitted) :]
+            joining, self._waiting = self._waiting[: len(rows)], self._waiting[len(rows) :]
             self._running |= {stream.row.index: stream for stream in joining}
-            self._joined = bool(joining)
+            self._has_joined = bool(joining)
         for stream in late:
             _deliver(stream, LateError("the answer was not ready in time"))
         return joining
 
-    def _tell(self, chunks: Sequence[Chunk | RowError]) -> None:
+    def _deliver_all(self, chunks: Sequence[Chunk | RowError]) -> None:
         for chunk in chunks:
             has_ended = isinstance(chunk, RowError) or chunk.finish
             with self._lock:
                 stream = self._running.pop(chunk.index) if has_ended else self._running[chunk.index]
-            if not stream.cancelled:
+            if not stream.is_cancelled:
                 _deliver(
                     stream,
                     chunk.reason
@@ -195,15 +195,15 @@ class Streams:
 
     def _fail(self, generation: Generation, err: Exception) -> None:
         with self._lock:
-            failed, self._running = list(self._running.values()), {}
+            streams, self._running = list(self._running.values()), {}
         generation.drop(list(generation.rows))
-        for stream in failed:
+        for stream in streams:
             _deliver(stream, err)
 
 
 def _deliver(stream: Stream, result: Chunk | Exception) -> None:
     try:
         stream.deliver(result)
-    except RuntimeError as err:  # the caller's event loop is closed: a replica that ends
-        log.warning("a text under way has no caller left: %s", err)
-        stream.cancelled = True
+    except RuntimeError as err:  # the replica ends, so the caller's event loop is closed
+        log.warning("a generated text has no caller any more: %s", err)
+        stream.is_cancelled = True

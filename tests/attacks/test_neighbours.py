@@ -24,7 +24,7 @@ from medray.errors import ConfigError, ServingError
 from medray.registry.registry import Registry
 from medray.runtime import cluster as runtime
 from medray.runtime.cluster import Cluster, free_port
-from medray.serving import app, process
+from medray.serving import app, replica_setup
 from medray.serving.schemas import AppOptions
 from medray.storage.private import make_folder
 
@@ -251,8 +251,8 @@ def test_a_local_cluster_that_somebody_made_up_is_not_stopped(tmp_path: Path) ->
 
 
 @pytest.fixture
-def handler(tmp_path: Path) -> Iterator[process.AppendHandler]:
-    made = process.AppendHandler(make_folder(tmp_path / "log", "audit_log") / "audit.log")
+def handler(tmp_path: Path) -> Iterator[replica_setup.AppendHandler]:
+    made = replica_setup.AppendHandler(make_folder(tmp_path / "log", "audit_log") / "audit.log")
     yield made
     made.close()
 
@@ -272,7 +272,9 @@ def test_folders_that_are_made_on_the_way_are_closed_to_others_whatever_the_umas
     assert [stat.S_IMODE(folder.stat().st_mode) for folder in (made, made.parent)] == [0o700, 0o700]
 
 
-def test_the_audit_log_is_this_users_alone_and_only_grows(handler: process.AppendHandler) -> None:
+def test_the_audit_log_is_this_users_alone_and_only_grows(
+    handler: replica_setup.AppendHandler,
+) -> None:
     handler.emit(line("one"))
     with handler.path.open("r+b") as file:  # whoever else has it open for writing
         file.seek(0)
@@ -285,12 +287,12 @@ def test_the_audit_log_is_this_users_alone_and_only_grows(handler: process.Appen
 
 
 def test_lines_of_several_replicas_in_one_audit_log_stay_whole(
-    handler: process.AppendHandler,
+    handler: replica_setup.AppendHandler,
 ) -> None:
-    others = [process.AppendHandler(handler.path) for _ in range(4)]
+    others = [replica_setup.AppendHandler(handler.path) for _ in range(4)]
     texts = [f"{number % 10}" * 20_000 for number in range(4)]
 
-    def write(other: process.AppendHandler, text: str) -> None:
+    def write(other: replica_setup.AppendHandler, text: str) -> None:
         for _ in range(100):
             other.emit(line(text))
 
@@ -311,9 +313,9 @@ def test_an_audit_log_where_others_could_touch_it_is_refused(tmp_path: Path) -> 
             ("own", "directory"),
         ):
             with pytest.raises(ServingError, match=f"audit_log .*{name}.*{reason}"):
-                process.open_audit_log(str(tmp_path / name))
+                replica_setup.open_audit_log(str(tmp_path / name))
     finally:
-        process.audit.propagate = True
+        replica_setup.audit.propagate = True
     assert not (tmp_path / "elsewhere").exists()
 
 
@@ -382,9 +384,7 @@ def test_serve_on_a_shared_cluster_leaves_what_is_served_there_as_it_is(
         with (
             pytest.raises(
                 ServingError,
-                match=(
-                    "application medray of the cluster's Serve answers there; give another --prefix"
-                ),
+                match=("Serve's application medray has this address; give another --prefix"),
             ),
             app.serving(options, host="127.0.0.1", port=port),
         ):

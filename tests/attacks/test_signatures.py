@@ -25,7 +25,7 @@ from medray.errors import ArtifactError, ConfigError
 from medray.registry.registry import Registry
 from medray.serving import app
 from medray.serving.follow import Follower
-from medray.serving.replica import HeadReplica
+from medray.serving.replica import ReleaseReplica
 from medray.serving.schemas import AppOptions
 from medray.storage import checkpoint, files
 
@@ -190,7 +190,7 @@ def test_a_replica_keeps_what_is_signed_and_says_why_until_the_next_version_is_s
     following = Follower(
         registry,
         "cancer@best",
-        lambda release: HeadReplica.open_release(replica, "cancer@best", release),
+        lambda release: ReleaseReplica.open_release(replica, "cancer@best", release),
         every_s=1,
         retry_s=0,
     )

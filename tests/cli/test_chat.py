@@ -14,7 +14,7 @@ from medray.client import Client, RefusedError
 from medray.errors import ServingError
 from medray.registry.registry import Registry
 from medray.serving import auth
-from medray.serving.auth import Refusal
+from medray.serving.refusals import Refusal
 from medray.serving.service import TextPiece
 from medray.types import DISCLAIMER, Message, Sampling, gather
 

@@ -20,7 +20,7 @@ from medray.registry import evaluate, loading
 from medray.registry.predictions import fit_calibration
 from medray.registry.registry import Registry
 from medray.registry.release import Release
-from medray.serving.opening import open_head
+from medray.serving.opening import open_model
 from medray.serving.schemas import AppOptions
 from medray.tasks.classification import ClassifyRequest
 
@@ -66,7 +66,7 @@ def test_http_evaluate_and_predict_give_one_answer(checkpoint_dir: Path, tmp_pat
         token_budget=256,
     )
     with ThreadPoolExecutor(1) as thread:
-        head = open_head(release, options, thread, device="cpu")
+        head = open_model(release, options, thread, device="cpu")
         request = ClassifyRequest(inputs=tuple(row.text for row in rows))
         served = head.answer(request, max_tokens=10_000, deadline=time.monotonic() + 30).predictions
     assert [answer.labels for answer in served] == [row.labels for row in predictions]

@@ -11,7 +11,8 @@ from medray.client import ChoiceAnswer, LabelAnswer, MentionAnswer, MentionsAnsw
 from medray.errors import ConfigError, ServingError
 from medray.serving import auth
 from medray.serving.api import make_api
-from medray.serving.auth import Refusal, check_address
+from medray.serving.auth import check_address
+from medray.serving.refusals import Refusal
 from medray.serving.schemas import Health, Limits, ReleaseHealth, ReplicaReport
 from medray.serving.service import Conversation, Description, Event, Events
 from medray.tasks.base.mention_task import ExtractRequest, ExtractResponse
@@ -62,7 +63,10 @@ class Service:
 
     async def talk(self, reference: str, asked: Conversation) -> Events:
         yield Refusal(
-            400, "wrong_route", "cancer does not talk: it is asked at /v1/classify", param="model"
+            400,
+            "wrong_route",
+            "model: cancer does not talk; it answers at /v1/classify",
+            param="model",
         )
 
     async def describe(self, reference: str) -> Description | Refusal:
@@ -210,8 +214,13 @@ def test_the_model_field_names_the_release(model: str, reference: str) -> None:
 @pytest.mark.parametrize(
     ("body", "status", "kind", "part"),
     [
-        ({"text": "a"}, 400, "ambiguous_model", "name one in `model`"),
-        ({"text": "a", "model": "cancer"}, 400, "ambiguous_model", "name one in `model`"),
+        ({"text": "a"}, 400, "ambiguous_model", "several releases match; name one of them"),
+        (
+            {"text": "a", "model": "cancer"},
+            400,
+            "ambiguous_model",
+            "several releases match; name one of them",
+        ),
         ({"text": "a", "model": "cancr@best"}, 404, "unknown_model", "did you mean 'cancer@best'"),
         ({"text": "a", "inputs": ["b"]}, 422, "invalid_request", "exactly one of text and inputs"),
         ({}, 422, "invalid_request", "exactly one of text and inputs"),
@@ -273,7 +282,7 @@ def test_a_body_over_the_limit_is_refused_declared_or_not() -> None:
     for answer in (declared, streamed):
         assert answer.status_code == 413
         assert answer.json()["error"] == {
-            "message": "the body is larger than 1000 bytes",
+            "message": "body: it is larger than 1000 bytes; send less",
             "type": "body_too_large",
             "param": None,
             "code": "body_too_large",
@@ -370,22 +379,22 @@ def test_a_model_nobody_serves_is_recorded_without_the_name_that_was_sent() -> N
 def test_a_tokens_file_holds_digests_and_a_wrong_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "tokens"
     path.write_text(f"# who\n{hashlib.sha256(b'right').hexdigest().upper()}  # Ann\n\n")
-    assert auth.admits(auth.read(path), "right")
-    assert not auth.admits(auth.read(path), "wrong")
+    assert auth.admits(auth.read_digests(path), "right")
+    assert not auth.admits(auth.read_digests(path), "wrong")
     path.write_text("right\n")
-    with pytest.raises(ConfigError, match="tokens:1: is not a SHA-256"):
-        auth.read(path)
+    with pytest.raises(ConfigError, match="tokens:1: it is not a SHA-256"):
+        auth.read_digests(path)
     path.write_text("# nobody\n")
     with pytest.raises(ConfigError, match="holds no token"):
-        auth.read(path)
+        auth.read_digests(path)
     with pytest.raises(ConfigError, match="cannot be read"):
-        auth.read(tmp_path / "none")
+        auth.read_digests(tmp_path / "none")
 
 
 def test_an_address_that_others_reach_needs_tokens_or_a_word() -> None:
     for host in ("127.0.0.1", "localhost", "::1", "127.8.8.8"):
         check_address(host, has_tokens=False)
     for host in ("0.0.0.0", "::", "10.0.0.7", "example.org"):
-        with pytest.raises(ServingError, match="needs tokens_file"):
+        with pytest.raises(ServingError, match="set tokens_file"):
             check_address(host, has_tokens=False)
         check_address(host, has_tokens=True)

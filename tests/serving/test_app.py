@@ -96,11 +96,11 @@ def test_serve_answers_follows_a_promotion_and_ends_cleanly_at_ctrl_c(storage: P
     [
         (
             ["serve", "cancer@best", "--host", "0.0.0.0"],
-            "0.0.0.0: an address that others reach needs tokens_file",
+            "0.0.0.0: other machines can reach this address; set tokens_file",
         ),
         (["serve", "cancer@bets"], "has no alias 'bets'; allowed: best; did you mean 'best'"),
-        (["serve", "cancer@best", "cancer@best"], "stand there twice"),
-        (["serve", "cancer@best", "--prefix", "{x}"], "prefix /{x}: must be a path of letters"),
+        (["serve", "cancer@best", "cancer@best"], "is listed twice; list it once"),
+        (["serve", "cancer@best", "--prefix", "{x}"], "prefix /{x}: is not a path of letters"),
         (
             ["serve", "cancer@best", "--host", "192.0.2.1", "--open-to-all"],
             "192.0.2.1:8000: Cannot assign requested address; give another",

@@ -48,7 +48,7 @@ def test_a_card_tells_task_path_form_vocabulary_labels_and_figures(release: Rele
     assert [(field.name, field.kind) for field in found.form.fields] == [("symptoms", "terms")]
     assert {"fever", "infection", "stage 3", "tumour"} < set(found.terms)
     assert any(figure.validation is not None for figure in found.figures)
-    assert found.said == (
+    assert found.sentences == (
         "The test labels are unopened. These are the validation metrics of the selection.",
     )
     assert release.record.content_id in found.origin["checkpoint"]

@@ -16,13 +16,13 @@ from support import tiny
 
 from medray.registry.registry import Registry
 from medray.registry.release import Release
-from medray.serving.auth import Refusal
-from medray.serving.chat import Chat, Telling, TooLongError, without_disclaimer
-from medray.serving.head import Head
-from medray.serving.opening import open_head
-from medray.serving.replica import HeadReplica
+from medray.serving.chat import AnswerBuilder, ChatModel, TooLongError, without_disclaimer
+from medray.serving.opening import open_model
+from medray.serving.refusals import Refusal
+from medray.serving.replica import ReleaseReplica
 from medray.serving.schemas import AppOptions, Limits
 from medray.serving.service import Conversation, Start, TextPiece
+from medray.serving.text_model import TextModel
 from medray.tasks.classification import ClassifyRequest
 from medray.types import DISCLAIMER, Chunk, Message, Sampling, gather
 
@@ -42,12 +42,12 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
 
 
 @pytest.fixture(scope="module")
-def chat(release: Release) -> Iterator[Chat]:
+def chat(release: Release) -> Iterator[ChatModel]:
     with ThreadPoolExecutor(1) as thread:
-        found = open_head(
+        found = open_model(
             release, AppOptions(releases=("adviser",), **OPTIONS), thread, device="cpu"
         )
-        assert isinstance(found, Chat)
+        assert isinstance(found, ChatModel)
         yield found
 
 
@@ -57,7 +57,9 @@ def asked(*said: str, max_tokens: int | None = 6, **sampling: Any) -> Conversati
     return Conversation(turns, Sampling(**sampling), max_tokens, whole=False)
 
 
-def told(chat: Chat, question: Conversation, limits: Limits | None = None) -> tuple[Start, Chunk]:
+def told(
+    chat: ChatModel, question: Conversation, limits: Limits | None = None
+) -> tuple[Start, Chunk]:
     answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
     begun, _ = chat.begin(question, limits or Limits(), time.monotonic() + 30, answer.put)
     chunks: list[Chunk] = []
@@ -67,7 +69,7 @@ def told(chat: Chat, question: Conversation, limits: Limits | None = None) -> tu
 
 
 def test_conversations_at_once_say_what_the_loaded_release_says_of_each_alone(
-    release: Release, chat: Chat
+    release: Release, chat: ChatModel
 ) -> None:
     loaded = release.load()
     wanted = []
@@ -84,7 +86,7 @@ def test_conversations_at_once_say_what_the_loaded_release_says_of_each_alone(
     assert len({text.text for _, text in found}) > 1
 
 
-def test_turns_before_and_a_clients_system_message_change_the_answer(chat: Chat) -> None:
+def test_turns_before_and_a_clients_system_message_change_the_answer(chat: ChatModel) -> None:
     alone = told(chat, asked("glucose"))[0].prompt_tokens
     assert told(chat, asked("rhythm", "heart failure", "glucose"))[0].prompt_tokens > alone
     system = Conversation(
@@ -98,7 +100,7 @@ def test_turns_before_and_a_clients_system_message_change_the_answer(chat: Chat)
 
 
 def test_the_disclaimer_that_a_client_sends_back_is_not_read_as_the_models_words(
-    chat: Chat,
+    chat: ChatModel,
 ) -> None:
     with_it = told(chat, asked("rhythm", f"heart failure\n\n{DISCLAIMER}", "glucose"))
     assert (
@@ -109,7 +111,7 @@ def test_the_disclaimer_that_a_client_sends_back_is_not_read_as_the_models_words
     assert without_disclaimer(said) == said
 
 
-def test_one_conversation_is_read_at_a_time_with_a_tokenizer_of_ones_own(chat: Chat) -> None:
+def test_one_conversation_is_read_at_a_time_with_a_tokenizer_of_ones_own(chat: ChatModel) -> None:
     """The tokenizer is switched between template and text: a thread in between would read a user's
     mark as the template's."""
     inside: list[int] = []
@@ -122,13 +124,13 @@ def test_one_conversation_is_read_at_a_time_with_a_tokenizer_of_ones_own(chat: C
             time.sleep(0.01)
             assert len(inside) == 1
             inside.pop()
-            assert tokenizer is not chat.loaded.engine.tokenizer
+            assert tokenizer is not chat.release.engine.tokenizer
             return chat.task.prompt(messages, tokenizer, most)
 
         def outcome(self, text: str) -> Any:
             return "answered"
 
-    slow = replace(chat, loaded=replace(chat.loaded, task=Slow()))
+    slow = replace(chat, release=replace(chat.release, task=Slow()))
     question = asked("fever <|im_end|>", "<|im_end|> no", "glucose", max_tokens=1)
     with ThreadPoolExecutor(8) as clients:
         found = list(clients.map(lambda number: told(slow, question)[0].prompt_tokens, range(8)))
@@ -139,11 +141,15 @@ def test_one_conversation_is_read_at_a_time_with_a_tokenizer_of_ones_own(chat: C
     )  # the end of the assistant's turn, from the template
 
 
-def test_what_does_not_fit_is_refused_before_it_waits(chat: Chat) -> None:
+def test_what_does_not_fit_is_refused_before_it_waits(chat: ChatModel) -> None:
     for question, limits, part in (
-        (asked("glucose", max_tokens=9), Limits(new_tokens=8), "at most 8 tokens are generated"),
-        (asked("glucose"), Limits(tokens=7), "at most 7 are read and written"),
-        (asked("glucose", max_tokens=200), Limits(), f"at most {chat.window} are read and written"),
+        (
+            asked("glucose", max_tokens=9),
+            Limits(new_tokens=8),
+            "max_tokens: 9 is over the limit; give at most 8",
+        ),
+        (asked("glucose"), Limits(tokens=7), "to generate are more than 7"),
+        (asked("glucose", max_tokens=200), Limits(), f"to generate are more than {chat.window}"),
         (asked("glucose", "fever"), Limits(), "the last message must be the user's"),
     ):
         with pytest.raises(TooLongError, match=part):
@@ -151,7 +157,7 @@ def test_what_does_not_fit_is_refused_before_it_waits(chat: Chat) -> None:
     assert chat.streams.num_waiting == chat.streams.num_running == 0
 
 
-def test_without_a_number_the_releases_own_counts_up_to_the_limit(chat: Chat) -> None:
+def test_without_a_number_the_releases_own_counts_up_to_the_limit(chat: ChatModel) -> None:
     assert told(chat, asked("glucose", max_tokens=None))[1].num_tokens <= 6
     assert told(chat, asked("glucose", max_tokens=None), Limits(new_tokens=2))[1].num_tokens <= 2
 
@@ -166,28 +172,28 @@ def test_the_last_piece_judges_the_whole_answer() -> None:
         def outcome(self, text: str) -> Any:
             return "refused" if text == "I cannot." else "answered"
 
-    telling = Telling(Task())
-    assert telling.say([Chunk(0, "I ", None, 1), Chunk(0, "can", None, 1)]) == TextPiece("I can", 2)
-    assert telling.say([Chunk(0, "not.", "stop", 2)]) == TextPiece("not.", 2, (), "stop", "refused")
+    builder = AnswerBuilder(Task())
+    assert builder.add([Chunk(0, "I ", None, 1), Chunk(0, "can", None, 1)]) == TextPiece("I can", 2)
+    assert builder.add([Chunk(0, "not.", "stop", 2)]) == TextPiece("not.", 2, (), "stop", "refused")
 
 
 def test_bf16_is_served_where_it_was_asked_for(release: Release) -> None:
     with ThreadPoolExecutor(1) as thread:
-        found = open_head(
+        found = open_model(
             release,
             AppOptions(releases=("adviser",), precision="bf16", token_budget=256),
             thread,
             device="cpu",
         )
-        assert isinstance(found, Chat)
-        assert found.loaded.precision == "bf16"
+        assert isinstance(found, ChatModel)
+        assert found.release.precision == "bf16"
         assert told(found, asked("glucose"))[1].finish
 
 
-class Replica(HeadReplica):
+class Replica(ReleaseReplica):
     """Without Serve around it."""
 
-    def __init__(self, model: Head | Chat) -> None:
+    def __init__(self, model: TextModel | ChatModel) -> None:
         self.followers = {"adviser": SimpleNamespace(model=model)}  # type: ignore[assignment]
         self.options = AppOptions(releases=("adviser",))
         self.requests = ThreadPoolExecutor(2)
@@ -197,7 +203,7 @@ async def everything(pieces: AsyncGenerator[Any, None]) -> list[Any]:
     return [piece async for piece in pieces]
 
 
-def test_a_replica_tells_who_answers_then_the_pieces_or_one_whole(chat: Chat) -> None:
+def test_a_replica_tells_who_answers_then_the_pieces_or_one_whole(chat: ChatModel) -> None:
     replica = Replica(chat)
     question = asked("glucose")
     streamed = asyncio.run(everything(replica.talk("adviser", question, 30.0)))
@@ -223,7 +229,7 @@ def test_a_replica_tells_who_answers_then_the_pieces_or_one_whole(chat: Chat) ->
     )
 
 
-def test_a_listener_that_leaves_frees_the_row(chat: Chat) -> None:
+def test_a_listener_that_leaves_frees_the_row(chat: ChatModel) -> None:
     replica = Replica(chat)
 
     async def leave() -> None:
@@ -238,7 +244,7 @@ def test_a_listener_that_leaves_frees_the_row(chat: Chat) -> None:
     asyncio.run(leave())
 
 
-def test_a_replica_refuses_what_it_cannot_answer_and_says_where_to_ask(chat: Chat) -> None:
+def test_a_replica_refuses_what_it_cannot_answer_and_says_where_to_ask(chat: ChatModel) -> None:
     replica = Replica(chat)
     (late,) = asyncio.run(everything(replica.talk("adviser", asked("glucose"), -1.0)))
     assert late.status == 504
@@ -248,16 +254,18 @@ def test_a_replica_refuses_what_it_cannot_answer_and_says_where_to_ask(chat: Cha
     assert (long.status, long.code) == (400, "context_length_exceeded")
     wrong = asyncio.run(replica.answer("adviser", ClassifyRequest(text="a"), 1.0))
     assert isinstance(wrong, Refusal)
-    assert (wrong.status, wrong.message) == (400, "adviser is asked at /v1/chat/completions")
+    assert (wrong.status, wrong.message) == (400, "model: adviser answers at /v1/chat/completions")
 
 
 def test_a_release_that_does_not_talk_says_so(tmp_path: Path) -> None:
     release = Registry(str(tmp_path / "runs")).publish(tiny.checkpoint(), "cancer")
     with ThreadPoolExecutor(1) as thread:
-        head = open_head(release, AppOptions(releases=("cancer",), **OPTIONS), thread, device="cpu")
+        head = open_model(
+            release, AppOptions(releases=("cancer",), **OPTIONS), thread, device="cpu"
+        )
         (refused,) = asyncio.run(everything(Replica(head).talk("adviser", asked("glucose"), 30.0)))
     assert (refused.status, refused.message) == (
         400,
-        "cancer does not talk: it is asked at /v1/classify",
+        "model: cancer does not talk; it answers at /v1/classify",
     )
     assert head.describe().system is None

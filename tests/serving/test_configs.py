@@ -223,13 +223,16 @@ def test_classification_answers_and_wakes_what_sleeps_and_names_what_is_missing(
     ("args", "message"),
     [
         ({"releases": []}, "releases"),
-        ({"releases": ["a", "a"]}, "stand there twice"),
+        ({"releases": ["a", "a"]}, "is listed twice"),
         ({"releases": ["a"], "storage": "x"}, "storage"),
         (
             {"releases": ["a"], "precision": "int8"},
-            "answers in 8 bits are gone.*; allowed: auto, fp32, bf16, fp16",
+            "int8 is not supported.*; allowed: auto, fp32, bf16, fp16",
         ),
-        ({"releases": ["a"], "limits": {"tokens": 10, "waiting_tokens": 5}}, "must fit the queue"),
+        (
+            {"releases": ["a"], "limits": {"tokens": 10, "waiting_tokens": 5}},
+            "cannot hold one request",
+        ),
     ],
 )
 def test_wrong_options_are_refused(args: dict[str, Any], message: str) -> None:

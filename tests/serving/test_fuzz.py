@@ -14,7 +14,7 @@ from schemathesis.schemas import BaseSchema as OpenApiSchema
 from schemathesis.specs.openapi import checks
 from support import fake_service
 
-from medray.serving.auth import Refusal
+from medray.serving.refusals import Refusal
 
 SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", fake_service.api(fake_service.Service()))
 OPERATIONS = {operation.ok().label: operation.ok() for operation in SCHEMA.get_all_operations()}

@@ -11,8 +11,8 @@ from medray.engines.vllm import engine as vllm
 from medray.errors import ArtifactError
 from medray.serving import vllm_head
 from medray.serving.schemas import AppOptions
-from medray.serving.vllm import Adapter, Group
-from medray.serving.vllm_head import Shared
+from medray.serving.vllm import Adapter, ReleaseGroup
+from medray.serving.vllm_head import VllmModels
 
 ADVISER, NURSE, BASE = (
     np.array([[-53.0, -24.0]]),
@@ -22,7 +22,7 @@ ADVISER, NURSE, BASE = (
 
 
 def prove(
-    monkeypatch: pytest.MonkeyPatch, opening: Shared, name: str, wanted: Any, found: Any
+    monkeypatch: pytest.MonkeyPatch, opening: VllmModels, name: str, wanted: Any, found: Any
 ) -> None:
     answered = {"release": found, "bare": BASE}
     monkeypatch.setattr(vllm_head, "probe_outputs", lambda task, engine: answered[engine.name])
@@ -34,10 +34,10 @@ def prove(
 
 
 @pytest.fixture
-def opening(monkeypatch: pytest.MonkeyPatch) -> Shared:
+def opening(monkeypatch: pytest.MonkeyPatch) -> VllmModels:
     """One that the adviser was loaded into."""
-    group = Group("vllm", ("adviser", "nurse"), Adapter(16, frozenset({"q_proj"})))
-    found = Shared(
+    group = ReleaseGroup("vllm", ("adviser", "nurse"), Adapter(16, frozenset({"q_proj"})))
+    found = VllmModels(
         group, AppOptions(releases=("adviser", "nurse"), precision="bf16"), threads=1, gpus=0
     )
     prove(monkeypatch, found, "adviser@1", ADVISER, ADVISER + 0.3)
@@ -45,31 +45,31 @@ def opening(monkeypatch: pytest.MonkeyPatch) -> Shared:
 
 
 def test_what_rounding_explains_is_proven_and_what_it_does_not_is_refused(
-    monkeypatch: pytest.MonkeyPatch, opening: Shared
+    monkeypatch: pytest.MonkeyPatch, opening: VllmModels
 ) -> None:
     prove(monkeypatch, opening, "nurse@1", NURSE, NURSE - 0.3)
     with pytest.raises(
         ArtifactError,
-        match=r"nurse@1: on vLLM it answers its probe with \[\[-53.0, -24.0\]\] instead",
+        match=r"nurse@1: its probe on vLLM returns \[\[-53.0, -24.0\]\] instead",
     ):
         prove(monkeypatch, opening, "nurse@1", NURSE, ADVISER)
 
 
 def test_within_rounding_no_other_on_the_engine_may_be_nearer(
-    monkeypatch: pytest.MonkeyPatch, opening: Shared
+    monkeypatch: pytest.MonkeyPatch, opening: VllmModels
 ) -> None:
-    with pytest.raises(ArtifactError, match="as its base without adapter does"):
+    with pytest.raises(ArtifactError, match="outputs of its base without adapter"):
         prove(
             monkeypatch, opening, "other@1", np.add(BASE, [[1.2, 0.5]]), np.add(BASE, [[0.5, 0.1]])
         )
     with pytest.raises(
-        ArtifactError, match="as its base without adapter does"
+        ArtifactError, match="outputs of its base without adapter"
     ):  # an adapter that does nothing, which rounding would explain
         prove(monkeypatch, opening, "other@1", np.add(BASE, [[1.3, 0.5]]), BASE)
     prove(
         monkeypatch, opening, "other@1", np.add(BASE, [[1.3, 1.2]]), np.add(BASE, [[0.7, 0.7]])
     )  # far from its own, and farther from the base
-    with pytest.raises(ArtifactError, match="as adviser@1 does"):
+    with pytest.raises(ArtifactError, match="outputs of adviser@1"):
         prove(
             monkeypatch,
             opening,

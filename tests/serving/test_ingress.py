@@ -11,8 +11,8 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from medray.serving import ingress as ingress_module
-from medray.serving.auth import Refusal
 from medray.serving.ingress import Ingress
+from medray.serving.refusals import Refusal
 from medray.serving.schemas import AppOptions, ReplicaReport
 from medray.serving.service import Conversation, Start, TextPiece
 from medray.types import Message, Sampling
@@ -58,7 +58,7 @@ def ingress(calls: Sequence[Pieces]) -> Any:
         {"releases": ["adviser@1"], "limits": {"timeout_s": 0.2}}
     )
     remote: Callable[..., Pieces] = lambda reference, asked, timeout_s: next(left)  # noqa: E731
-    made.talking = {"adviser@1": SimpleNamespace(talk=SimpleNamespace(remote=remote))}
+    made.streaming = {"adviser@1": SimpleNamespace(talk=SimpleNamespace(remote=remote))}
     return made
 
 
@@ -156,7 +156,7 @@ def test_a_release_without_replicas_is_loading_asleep_or_broken(
 
     made = ingress([])
     made.references, made.missing = ("adviser@1",), {}
-    made.heads = {
+    made.deployments = {
         "adviser@1": SimpleNamespace(
             broadcast=broadcast, app_name="medray", deployment_name="adviser@1"
         )
@@ -192,7 +192,7 @@ def test_a_release_that_replicas_wait_for_is_missing_until_one_has_it() -> None:
 
     made = ingress([])
     made.references, made.missing = ("adviser@1",), {"adviser@1": "it was not there"}
-    made.heads = {
+    made.deployments = {
         "adviser@1": SimpleNamespace(
             broadcast=lambda method, reference: SimpleNamespace(results_async=results)
         )

@@ -65,7 +65,7 @@ def test_a_relative_path_that_a_cluster_cannot_know_is_refused(
     monkeypatch.setattr(runtime, "is_in_folder_of_caller", lambda: False)
     with pytest.raises(
         ConfigError,
-        match=f"^{name}: runs: is relative, .* write the whole path, such as /srv/medray/runs",
+        match=f"^{name}: runs: a relative path .* write an absolute path, such as /srv/medray/runs",
     ):
         app.build(options(storage, "cancer@best").model_copy(update={name: "runs"}))
     app.build(options(storage, "cancer@best").model_copy(update={"audit_log": "~/audit.log"}))
@@ -121,7 +121,7 @@ def test_a_bundle_is_served_alone_and_a_missing_release_is_named_and_taken_once_
             assert health["releases"]["findings@best"]["status"] == "missing"
             assert "has no release 'findings'" in health["releases"]["findings@best"]["error"]
             assert client.classify(["tumour"], model="cancer").version == 1
-            with pytest.raises(RefusedError, match="503 this release is not there yet"):
+            with pytest.raises(RefusedError, match="503 this release is not loaded yet"):
                 client.classify(["tumour"], model="findings")
             Registry(str(bundle)).publish(tiny.checkpoint(), "findings")
             Registry(str(bundle)).point("findings", "best", 1)
@@ -145,7 +145,7 @@ def test_a_replica_that_cannot_start_ends_the_command_with_its_reason(
             pytest.raises(
                 ServingError,
                 match=(
-                    r"^cancer@best: its replica does not start: .*adapter_model.safetensors is "
+                    r"^cancer@best: its replica did not start: .*adapter_model.safetensors is "
                     r"missing[^\n]*$"
                 ),
             ),

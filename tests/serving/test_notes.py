@@ -9,12 +9,12 @@ from support import fake_service
 
 from medray.client import LabelAnswer, MentionAnswer, MentionsAnswer
 from medray.evaluation.novelty import Cloud
-from medray.serving import ingress
 from medray.serving import notes as guards
 from medray.serving.api import make_api
 from medray.serving.notes import TrainingTexts, far, unlike
 from medray.serving.schemas import Limits
 from medray.serving.service import Conversation
+from medray.serving.shares import Shares, shares
 from medray.tasks.base.mention_task import ExtractRequest, ExtractResponse
 from medray.tasks.base.route import InputNote
 from medray.tasks.classification import ClassifyRequest, ClassifyResponse
@@ -111,7 +111,7 @@ def test_what_is_flagged_and_what_is_masked_stand_in_one_note_an_input() -> None
     (note,) = asked.annotate(flagged).notes
     assert note.masked["email"] == 1
     assert note.unlike_training == (
-        "8 words are fewer than the release was trained on: 99 of 100 texts had at least 20",
+        "the text has 8 words; 99 of 100 training texts have at least 20",
     )
     assert guards.flag(asked.request, said, None) is said
     assert asked.annotate(said).notes == (InputNote(masked={"email": 1, "date": 1, "name": 1}),)
@@ -145,7 +145,10 @@ def test_what_words_and_embeddings_say_stands_in_one_note_with_the_distance() ->
         .notes[0]
         .unlike_training
     )
-    assert [sentence.split(" are")[0] for sentence in short] == ["1 words", both.unlike_training[0]]
+    assert short == (
+        "the text has 1 words; 99 of 100 training texts have at least 10",
+        both.unlike_training[0],
+    )
     assert guards.flag(asked.request, said, None).notes == notes
 
 
@@ -157,9 +160,9 @@ def test_a_text_like_those_of_the_training_has_no_flag() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (ENGLISH * 3, "words are more than"),
-        ("a tumour", "2 words are fewer than"),
-        (GERMAN, "it reads like language 'de', the training texts like 'en'"),
+        (ENGLISH * 3, "99 of 100 training texts have at most"),
+        ("a tumour", "2 words; 99 of 100 training texts have at least"),
+        (GERMAN, "the text seems to be in language 'de'; the training texts are in 'en'"),
     ],
 )
 def test_another_length_or_language_is_flagged(text: str, said: str) -> None:
@@ -186,7 +189,7 @@ def test_validation_shares_are_of_labels_and_of_confidence_up_to_each_bound() ->
         Prediction("c", (), (), 0.55),
         Prediction("d", ("no", "x"), (), 0.3),
     ]
-    found = ingress.shares(rows)
+    found = shares(rows)
     assert found.labels == {"yes": 0.5, "none": 0.25, "no|x": 0.25}
     assert (
         found.confidence["0.4"],
@@ -194,7 +197,7 @@ def test_validation_shares_are_of_labels_and_of_confidence_up_to_each_bound() ->
         found.confidence["0.95"],
         found.confidence["1"],
     ) == (0.25, 0.75, 0.75, 1.0)
-    assert ingress.shares([Prediction("a", (), ())]) == ingress.Shares({}, {})
+    assert shares([Prediction("a", (), ())]) == Shares({}, {})
 
 
 def test_an_answered_text_is_recorded_with_its_label_and_confidence() -> None:

@@ -10,7 +10,7 @@ from support.fake_chat import WARNING, Service
 
 from medray.serving import auth
 from medray.serving.api import make_api
-from medray.serving.auth import Refusal
+from medray.serving.refusals import Refusal
 from medray.serving.schemas import Limits
 from medray.serving.service import TextPiece
 from medray.types import Message, TokenLogprob
@@ -184,20 +184,24 @@ def test_logprobs_come_in_the_form_of_each_route() -> None:
 @pytest.mark.parametrize(
     ("others", "param", "part"),
     [
-        ({"n": 2}, None, "n is not supported here; leave it out, or 1"),
+        ({"n": 2}, None, "n: it is not supported; leave it out or give 1"),
         (
             {"tools": [{"type": "function", "function": {"name": "f"}}]},
             None,
-            "tools is not supported",
+            "tools: it is not supported",
         ),
-        ({"response_format": {"type": "json_object"}}, None, "response_format is not supported"),
-        ({"logit_bias": {"5": 1}}, None, "logit_bias is not supported"),
-        ({"frequency_penalty": 0.5}, None, "frequency_penalty is not supported"),
+        (
+            {"response_format": {"type": "json_object"}},
+            None,
+            "response_format: it is not supported",
+        ),
+        ({"logit_bias": {"5": 1}}, None, "logit_bias: it is not supported"),
+        ({"frequency_penalty": 0.5}, None, "frequency_penalty: it is not supported"),
         ({"messages": []}, "messages", "at least 1"),
         (
             {"messages": [{"role": "assistant", "content": SECRET}]},
             None,
-            "the last message must be the user's, found assistant",
+            "the last message is from assistant; end with one from user",
         ),
         ({"messages": [{"role": "tool", "content": SECRET}]}, "messages.0.role", "user"),
         (
@@ -214,7 +218,7 @@ def test_logprobs_come_in_the_form_of_each_route() -> None:
         ),
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
-        ({"top_logprobs": 2}, None, "needs logprobs true"),
+        ({"top_logprobs": 2}, None, "has no effect without logprobs"),
         ({"stop": ["a"] * 5}, None, "at most 4"),
     ],
 )
@@ -287,7 +291,7 @@ def test_an_answer_that_breaks_off_is_an_error_event_or_a_status(
         for chunk in say(client(service), stream=True):
             seen.append(chunk.choices[0].delta.content)
     assert seen[-1] == "Asthma"
-    expected = end.message if isinstance(end, Refusal) else "broke off"
+    expected = end.message if isinstance(end, Refusal) else "ended early"
     assert expected in str(caught.value)
     with pytest.raises(openai.InternalServerError, match=expected):
         say(client(service))
@@ -300,7 +304,7 @@ def test_an_answer_that_breaks_off_is_an_error_event_or_a_status(
 
 def test_an_answer_without_an_end_is_no_answer() -> None:
     service = Service(TextPiece("Asthma", 1))
-    with pytest.raises(openai.InternalServerError, match="broke off"):
+    with pytest.raises(openai.InternalServerError, match="ended early"):
         say(client(service))
     assert service.events[0].status == 500
 

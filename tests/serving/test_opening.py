@@ -12,10 +12,10 @@ from support import tiny
 from medray.records import MergeRecord
 from medray.registry.registry import Registry
 from medray.serving import opening
-from medray.serving.head import TooManyTokensError
-from medray.serving.opening import Timing, open_head
+from medray.serving.opening import Timing, open_model
 from medray.serving.schemas import AppOptions
 from medray.serving.streams import LateError
+from medray.serving.text_model import TooManyTokensError
 from medray.tasks.choice import ChooseRequest
 from medray.tasks.classification import ClassifyRequest, ClassifyResponse
 
@@ -50,7 +50,7 @@ def test_a_release_answers_merged_only_where_that_changes_nothing(
         token_budget=256,
     )
     with ThreadPoolExecutor(1) as thread:
-        head = open_head(release, options, thread, device="cpu")
+        head = open_model(release, options, thread, device="cpu")
         found = head.answer(
             ClassifyRequest(inputs=TEXTS), max_tokens=1000, deadline=time.monotonic() + 30
         ).predictions
@@ -72,9 +72,9 @@ def test_auto_is_the_arithmetic_that_is_faster_here_and_of_equal_ones_the_exact(
             lambda engine, task, thread: Timing(0.1, seconds[engine.precision], 100),
         )
         with ThreadPoolExecutor(1) as thread:
-            return open_head(
+            return open_model(
                 release, AppOptions(releases=("cancer",), token_budget=256), thread, device="cpu"
-            ).loaded.precision
+            ).release.precision
 
     assert taken(fp32=3.0, bf16=2.0) == "bf16"
     assert taken(fp32=2.0, bf16=3.0) == "fp32"
@@ -109,7 +109,7 @@ def test_a_text_that_the_model_reads_as_another_kind_is_flagged_and_those_of_the
             flag_unlike_training=flag,
         )
         with ThreadPoolExecutor(1) as thread:
-            head = open_head(release, options, thread, device="cpu")
+            head = open_model(release, options, thread, device="cpu")
             found = head.answer(
                 ClassifyRequest(inputs=texts), max_tokens=10_000, deadline=time.monotonic() + 60
             )
@@ -155,7 +155,7 @@ def test_a_choice_is_answered_as_by_the_loaded_release_alone_and_beside_others(
         token_budget=256,
     )
     with ThreadPoolExecutor(1) as thread, ThreadPoolExecutor(8) as clients:
-        head = open_head(release, options, thread, device="cpu")
+        head = open_model(release, options, thread, device="cpu")
         assert head.path == "/v1/choose"
         end = time.monotonic() + 30
         together = list(

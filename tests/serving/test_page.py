@@ -8,8 +8,8 @@ from support import fake_service
 
 from medray.reports import svg
 from medray.serving import auth
-from medray.serving.auth import Refusal
-from medray.serving.page import page
+from medray.serving.page import home
+from medray.serving.refusals import Refusal
 
 BROWSER = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 
@@ -43,19 +43,19 @@ def test_the_page_is_shown_without_a_token_and_nothing_else_is() -> None:
 
 
 def test_the_policy_lets_in_exactly_the_sheet_and_the_script_of_the_page() -> None:
-    policy = page.headers()["content-security-policy"]
+    policy = home.headers()["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     for name, tag in (("style", "style"), ("script", "script")):
-        (held,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page.html(), re.DOTALL)
-        digest = page.digest(held)
+        (held,) = re.findall(rf"<{tag}>(.*?)</{tag}>", home.html(), re.DOTALL)
+        digest = home.digest(held)
         assert f"{name}-src {digest}" in policy
-    assert "/*sheet*/" not in page.html()
-    assert "/*script*/" not in page.html()
+    assert "/*sheet*/" not in home.html()
+    assert "/*script*/" not in home.html()
 
 
 def test_the_page_names_no_other_host_and_makes_html_of_no_text() -> None:
-    assert not re.search(r"(?:https?:)?//[a-z0-9-]+\.[a-z]", page.html())
+    assert not re.search(r"(?:https?:)?//[a-z0-9-]+\.[a-z]", home.html())
     for way in (
         "innerHTML",
         "outerHTML",
@@ -64,13 +64,13 @@ def test_the_page_names_no_other_host_and_makes_html_of_no_text() -> None:
         "eval(",
         'setAttribute("style',
     ):
-        assert way not in page.html()
+        assert way not in home.html()
 
 
 @pytest.mark.parametrize("colours", [svg.LIGHT, svg.DARK])
 def test_the_page_has_the_colours_of_the_reports(colours: dict[str, str]) -> None:
     for name, value in colours.items():
-        assert f"--{name}:{value}" in page.html()
+        assert f"--{name}:{value}" in home.html()
 
 
 def test_releases_tell_task_path_form_labels_and_figures() -> None:

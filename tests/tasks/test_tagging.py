@@ -18,7 +18,7 @@ from medray.errors import ConfigError, DataError
 from medray.registry import card, loading
 from medray.registry.predictions import read_predictions
 from medray.registry.registry import Registry
-from medray.serving.opening import open_head
+from medray.serving.opening import open_model
 from medray.serving.schemas import AppOptions
 from medray.tasks.base.mention_task import ExtractRequest
 from medray.tasks.base.protocol import LossInputs
@@ -212,7 +212,7 @@ def test_a_tagger_is_trained_reloaded_merged_and_served_with_the_same_answers(
         token_budget=256,
     )
     with ThreadPoolExecutor(1) as thread, ThreadPoolExecutor(4) as clients:
-        head = open_head(release, options, thread, device="cpu")
+        head = open_model(release, options, thread, device="cpu")
         end = time.monotonic() + 30
         whole = head.answer(ExtractRequest(inputs=texts), max_tokens=10_000, deadline=end)
         single = list(

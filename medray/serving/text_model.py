@@ -1,9 +1,9 @@
-"""A loaded release whose requests share batches: rows of similar length together, one batch at a
-time, in one thread. Knows no Ray.
+"""A release that answers texts: its requests share batches, one batch at a time in one thread.
+Imports no Ray.
 
-A batch starts from the row that waited longest and takes those nearest to it in length, as long as
-that costs less padding than a batch of their own would cost: nobody starves, nobody waits for a
-timer, and each request is answered when its own rows are done."""
+A batch starts with the row that has waited longest. It adds the rows nearest in length, as long as
+their padding costs less than a second batch would. So no row starves or waits for a timer, and a
+request is answered when its own rows are done."""
 
 import threading
 import time
@@ -29,12 +29,12 @@ Continuations = tuple[tuple[int, ...], ...]
 
 
 class TooManyTokensError(ServingError):
-    """One request asks for more tokens than it may."""
+    """A request contains more tokens than one request may."""
 
 
 @dataclass(eq=False)
 class _Request:
-    """One request: its rows' outputs as they come in."""
+    """A request and the outputs of its rows so far."""
 
     num_missing: int
     outputs: dict[int, Floats32] = field(default_factory=dict)
@@ -42,15 +42,13 @@ class _Request:
 
 
 @dataclass(frozen=True, eq=False)
-class _Row:
+class _WaitingRow:
     tokens: Sequence[int]
     position: int
     request: _Request
-    continuations: Continuations | None = (
-        None  # to score behind these tokens; None asks for head outputs
-    )
+    continuations: Continuations | None = None  # to score after the tokens; None: head outputs
     length: int = 0
-    per_token: bool = False  # of a head that reads tokens
+    per_token: bool = False  # whether the head has an output per token
 
 
 class Batcher:
@@ -64,28 +62,24 @@ class Batcher:
         overhead_tokens: int,
         outputs: Callable[[Sequence[Sequence[int]]], Floats32] | None = None,
     ) -> None:
-        self._outputs_of = (
-            outputs or engine.logits
-        )  # embeddings may stand beside the head's outputs
+        self._outputs_of = outputs or engine.logits
         self.engine, self.token_budget, self.waiting_tokens = engine, token_budget, waiting_tokens
-        self.overhead_tokens = (
-            overhead_tokens  # a batch costs as much as this many tokens before its first one
-        )
-        # of one worker, shared by all models of a process: two would fight over the same cores
+        self.overhead_tokens = overhead_tokens  # the fixed cost of a batch, in tokens
+        # One thread for all models of a process: two would compete for the same cores.
         self.thread = thread
         self._lock = threading.Lock()
-        self._waiting: list[_Row] = []
+        self._waiting: list[_WaitingRow] = []
 
     @property
     def num_waiting(self) -> int:
         return len(self._waiting)
 
     def logits(self, inputs: Sequence[Sequence[int]], deadline: float) -> Floats32:
-        """Outputs of a request's rows, by `time.monotonic() == deadline` or not at all."""
+        """Return one row of outputs per input, or raise LateError when `deadline` passes."""
         return np.stack(self._outputs(inputs, deadline, per_token=False))
 
     def token_logits(self, inputs: Sequence[Sequence[int]], deadline: float) -> list[Floats32]:
-        """A matrix of outputs for each of a request's rows, likewise."""
+        """Return a matrix of outputs per input, with one row per token."""
         return self._outputs(inputs, deadline, per_token=True)
 
     def _outputs(
@@ -93,7 +87,7 @@ class Batcher:
     ) -> list[Floats32]:
         request = _Request(len(inputs))
         rows = [
-            _Row(row, position, request, None, len(row), per_token)
+            _WaitingRow(row, position, request, None, len(row), per_token)
             for position, row in enumerate(inputs)
         ]
         return self._wait(rows, request, deadline)
@@ -101,21 +95,21 @@ class Batcher:
     def score(
         self, prompts: Sequence[Sequence[int]], continuations: Continuations, deadline: float
     ) -> Floats32:
-        """Scores of a request's prompts, likewise; those of requests with the same continuations
-        are made together."""
+        """Return scores, with one row per prompt. Requests with the same continuations share
+        batches."""
         request, behind = _Request(len(prompts)), tail_length(continuations)
         rows = [
-            _Row(row, position, request, continuations, len(row) + behind)
+            _WaitingRow(row, position, request, continuations, len(row) + behind)
             for position, row in enumerate(prompts)
         ]
         return np.stack(self._wait(rows, request, deadline))
 
-    def _wait(self, rows: list[_Row], request: _Request, deadline: float) -> list[Floats32]:
+    def _wait(self, rows: list[_WaitingRow], request: _Request, deadline: float) -> list[Floats32]:
         with self._lock:
             tokens = sum(row.length for row in [*self._waiting, *rows])
             if tokens > self.waiting_tokens:
                 raise OverloadedError(
-                    f"{tokens} tokens would wait, at most {self.waiting_tokens} may"
+                    f"{tokens} tokens would wait; at most {self.waiting_tokens} may"
                 )
             self._waiting += rows
         self.thread.submit(self._compute)
@@ -131,22 +125,21 @@ class Batcher:
         if not batch:
             return
         try:
-            found = self._compute_batch(batch)
-        except Exception as err:  # whatever it is, the requests that wait get it
+            results = self._compute_batch(batch)
+        except Exception as err:  # passed on to the requests that wait
             for row in batch:
                 if not row.request.answer.done():
                     row.request.answer.set_exception(err)
                 self._forget(row.request)
         else:
-            for row, outputs in zip(batch, found, strict=True):
+            for row, outputs in zip(batch, results, strict=True):
                 _deliver(row, outputs)
-        # One batch a turn, so that a model which is being replaced and its successor both go on.
+        # One batch per turn, so that a model and its successor both progress during a switch.
         if self._waiting:
             self.thread.submit(self._compute)
 
-    def _compute_batch(self, batch: Sequence[_Row]) -> Sequence[Floats32]:
-        """A batch asks one thing: a release has one kind of head, and rows with other continuations
-        wait for their own."""
+    def _compute_batch(self, batch: Sequence[_WaitingRow]) -> Sequence[Floats32]:
+        """Return outputs of rows that all need the same call, as `_take` selects them."""
         tokens, first = [row.tokens for row in batch], batch[0]
         if first.continuations is not None:
             return list(self.engine.score(tokens, first.continuations))
@@ -154,7 +147,7 @@ class Batcher:
             self.engine.token_logits(tokens) if first.per_token else list(self._outputs_of(tokens))
         )
 
-    def _take(self) -> list[_Row]:
+    def _take(self) -> list[_WaitingRow]:
         if not self._waiting:
             return []
         first = self._waiting[0]
@@ -162,19 +155,19 @@ class Batcher:
             at for at, row in enumerate(self._waiting) if row.continuations == first.continuations
         ]
         nearest = sorted(alike, key=lambda at: abs(self._waiting[at].length - first.length))
-        chosen: list[int] = []
+        positions: list[int] = []
         longest = size = 0
         for at in nearest:
             length = self._waiting[at].length
-            larger = (len(chosen) + 1) * max(longest, length)
-            if chosen and (
+            larger = (len(positions) + 1) * max(longest, length)
+            if positions and (
                 larger > self.token_budget or larger > size + length + self.overhead_tokens
             ):
                 continue
-            chosen.append(at)
+            positions.append(at)
             longest, size = max(longest, length), larger
-        batch = [self._waiting[at] for at in chosen]
-        left = set(chosen)
+        batch = [self._waiting[at] for at in positions]
+        left = set(positions)
         self._waiting = [row for at, row in enumerate(self._waiting) if at not in left]
         return batch
 
@@ -183,7 +176,7 @@ class Batcher:
             self._waiting = [row for row in self._waiting if row.request is not request]
 
 
-def _deliver(row: _Row, outputs: Floats32) -> None:
+def _deliver(row: _WaitingRow, outputs: Floats32) -> None:
     request = row.request
     request.outputs[row.position] = outputs
     request.num_missing -= 1
@@ -194,25 +187,21 @@ def _deliver(row: _Row, outputs: Floats32) -> None:
 
 
 def tail_length(continuations: Sequence[Sequence[int]]) -> int:
-    """Tokens behind each prompt; the last of a continuation is only predicted."""
+    """Return how many tokens follow each prompt. A continuation's last token is only predicted."""
     return sum(len(ids) - 1 for ids in continuations)
 
 
 @dataclass(frozen=True)
 class Turn:
-    """The engine as one request sees it: its rows go with those of others, within its limit and
-    time."""
+    """The engine of one request: its rows share batches with those of other requests, within the
+    request's own limit and deadline."""
 
     batcher: Batcher
     streams: Streams
     max_tokens: int
     deadline: float
-    cloud: Cloud | None = (
-        None  # of embeddings, where the batcher's engine makes them beside its outputs
-    )
-    distances: list[float] = field(
-        default_factory=list
-    )  # of the rows that were asked, in their order
+    cloud: Cloud | None = None  # set if the batcher's outputs end with embeddings
+    distances: list[float] = field(default_factory=list)  # from the cloud, one per row
 
     @property
     def tokenizer(self) -> Any:
@@ -220,10 +209,10 @@ class Turn:
 
     def logits(self, inputs: Sequence[Sequence[int]]) -> Floats32:
         self._check(sum(map(len, inputs)))
-        found = self.batcher.logits(inputs, self.deadline)
+        rows = self.batcher.logits(inputs, self.deadline)
         if self.cloud is None:
-            return found
-        outputs, embeddings = np.split(found, [-len(self.cloud.centre)], axis=1)
+            return rows
+        outputs, embeddings = np.split(rows, [-len(self.cloud.centre)], axis=1)
         self.distances.extend(self.cloud.distances(embeddings).tolist())
         return outputs
 
@@ -247,25 +236,23 @@ class Turn:
     def _check(self, tokens: int) -> None:
         if tokens > self.max_tokens:
             raise TooManyTokensError(
-                f"{tokens} tokens in one request, at most {self.max_tokens} are read"
+                f"the request has {tokens} tokens; send at most {self.max_tokens}"
             )
 
 
 @dataclass(frozen=True)
-class Head:
-    """A loaded release whose requests share batches. A request keeps the head it began with, so a
-    switch never mixes two models."""
+class TextModel:
+    """A loaded release whose requests share batches. A request keeps the model it began with, so
+    that a switch never mixes two."""
 
-    loaded: LoadedRelease
+    release: LoadedRelease
     batcher: Batcher
     streams: Streams
-    cloud: Cloud | None = (
-        None  # what embeddings are compared with, where texts unlike the training are flagged
-    )
+    cloud: Cloud | None = None  # set if texts unlike the training data are flagged
 
     @property
     def task(self) -> Served:
-        return cast(Served, self.loaded.task)  # as `open_head` has checked
+        return cast(Served, self.release.task)  # checked by `open_model`
 
     @property
     def path(self) -> str:
@@ -275,29 +262,29 @@ class Head:
         turn = Turn(self.batcher, self.streams, max_tokens, deadline, self.cloud)
         examples = request.examples()
         predictions = calibrate(
-            self.task, self.loaded.calibration, self.task.predict(turn, examples)
+            self.task, self.release.calibration, self.task.predict(turn, examples)
         )
         response, answers = self.task.routes[0].response, self.task.respond(predictions)
         return response(
-            release=self.loaded.name,
-            version=self.loaded.version,
+            release=self.release.name,
+            version=self.release.version,
             notes=self._notes(turn, examples),
             predictions=answers,
         )
 
     def _notes(self, turn: Turn, examples: Sequence[Example]) -> tuple[InputNote, ...]:
-        """Of each text how far its rows are from those of the training, in the mean."""
+        """Return each text's mean distance from the training data over its rows."""
         if self.cloud is None:
             return ()
         owners: Sequence[int] = range(len(examples))
-        if len(turn.distances) > len(examples):  # windows, in the order of their texts
-            numbered = [replace(example, id=str(number)) for number, example in enumerate(examples)]
-            owners = [int(row.row_id) for row in self.task.encode(numbered, turn.tokenizer)]
-        found = np.bincount(owners, turn.distances) / np.bincount(owners)
+        if len(turn.distances) > len(examples):  # long texts have several windows, in order
+            copies = [replace(example, id=str(number)) for number, example in enumerate(examples)]
+            owners = [int(row.row_id) for row in self.task.encode(copies, turn.tokenizer)]
+        means = np.bincount(owners, turn.distances) / np.bincount(owners)
         return tuple(
             InputNote(distance=round(one, 3), unlike_training=far(one, self.cloud))
-            for one in found.tolist()
+            for one in means.tolist()
         )
 
     def describe(self) -> Description:
-        return Description(self.loaded.name, self.loaded.version)
+        return Description(self.release.name, self.release.version)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medray.serving.head import Batcher, TooManyTokensError, Turn
 from medray.serving.streams import LateError, OverloadedError, Streams
+from medray.serving.text_model import Batcher, TooManyTokensError, Turn
 
 
 class Echo:
@@ -179,7 +179,7 @@ def test_two_models_share_the_thread_and_both_go_on() -> None:
 def test_a_request_over_its_token_limit_is_refused_before_it_waits() -> None:
     with ThreadPoolExecutor(1) as thread:
         made = batcher(Echo(), thread)
-        with pytest.raises(TooManyTokensError, match="12 tokens in one request, at most 10"):
+        with pytest.raises(TooManyTokensError, match="the request has 12 tokens; send at most 10"):
             turn(made, max_tokens=10).logits([[1] * 6, [1] * 6])
         assert not made.num_waiting
 

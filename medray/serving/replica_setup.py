@@ -1,5 +1,5 @@
-"""What each of our Serve replicas sets up in its process: where its lines and the audit log go, and
-which address it listens at."""
+"""Set-up of each Serve replica's process: where its log and the audit log go, and which address it
+listens at."""
 
 import logging
 import os
@@ -18,9 +18,9 @@ _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class AppendHandler(logging.Handler):
-    """Writes each line at once to a file that only this user of the machine reads.
+    """Writes each line in one call to a file that only this user can read.
 
-    So several replicas share it; it is opened anew for each line, so that it may be rotated.
+    Several replicas can share the file. It is opened for each line, so that it can be rotated.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,8 +43,7 @@ class AppendHandler(logging.Handler):
 
 
 def open_audit_log(path: str | None) -> None:
-    """Send this replica's lines of the audit log to a file, or where it is None to Serve's own
-    files."""
+    """Write this replica's audit log to a file, or to Serve's own log files if `path` is None."""
     audit.propagate = path is None
     if path is None:
         return
@@ -52,9 +51,9 @@ def open_audit_log(path: str | None) -> None:
         file = Path(path).expanduser()
         make_folder(file.parent, "audit_log")
         handler = AppendHandler(file)
-    except (ConfigError, OSError, RuntimeError) as err:  # RuntimeError: there is no home folder
+    except (ConfigError, OSError, RuntimeError) as err:  # RuntimeError: no home folder
         raise ServingError(
-            f"audit_log {path}: cannot be written: {err}; null leaves it to Serve's own files"
+            f"audit_log {path}: cannot be written: {err}; change it, or set null for Serve's files"
         ) from None
     replica = serve.get_replica_context().replica_id
     name = f"{replica.deployment_id.app_name}_{replica.deployment_id.name} {replica.unique_id}"
@@ -63,14 +62,14 @@ def open_audit_log(path: str | None) -> None:
 
 
 def prepare() -> None:
-    """Set up what every replica has, whatever it serves."""
+    """Set up logging and addresses, as every replica needs them."""
     _log_with_serve()
     if is_loopback(ray.util.get_node_ip_address()):
         _listen_on_loopback()
 
 
 def _log_with_serve() -> None:
-    """medray's own lines go where Serve's go: to the replica's log file and the driver."""
+    """Send medray's own log lines where Serve's go: to the replica's file and the driver."""
     ours = logging.getLogger("medray")
     ours.setLevel(logging.INFO)
     for handler in logging.getLogger("ray.serve").handlers:
@@ -79,8 +78,8 @@ def _log_with_serve() -> None:
 
 
 def _listen_on_loopback() -> None:
-    """Ray 2.60 opens a port of every replica on all interfaces after the constructor, for calls by
-    gRPC, which nobody here makes."""
+    """Bind each replica's gRPC port to loopback. Ray 2.60 opens it on all interfaces after the
+    constructor, and medray does not use it."""
     bind = serve_replica.add_port_to_grpc_server
     serve_replica.add_port_to_grpc_server = lambda server, address: bind(
         server, address.replace("[::]", "127.0.0.1")

@@ -1,5 +1,5 @@
-"""The page at `/`: one file whose sheet and script are inside it, under a policy that lets nothing
-else in. It holds no secret: it is shown before a token is known."""
+"""The page at `/`: one HTML document with its style sheet and script inside, under a policy that
+allows nothing else. It holds no secret, because it is sent without a token."""
 
 import base64
 import hashlib
@@ -9,16 +9,17 @@ from importlib import resources
 
 
 def is_wanted(headers: Mapping[str, str]) -> bool:
-    """Browsers name HTML; curl and clients take anything, and get JSON."""
+    """Return whether a client accepts HTML, as browsers do. Other clients get JSON."""
     return "text/html" in headers.get("accept", "")
 
 
+# The first one runs at once; the others only define functions.
 _SCRIPTS = (
     "page.js",
     "page_form.js",
     "page_answers.js",
     "page_talk.js",
-)  # the first one starts; the others hold functions alone
+)
 
 
 @cache

@@ -1,0 +1,109 @@
+"""Refusals: why a request has no answer, as a value and as an HTTP response.
+
+Every error has the same body, which never repeats what a client sent. Imports no Ray."""
+
+import json
+import re
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.types import Send
+
+from medray.serving.schemas import CHAT_PATH, COMPLETION_PATH
+
+_PARAMETER = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_CLOSING = (408, 413)  # the rest of the body is not read, so the connection closes
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a request has no answer. It is a value, because an exception that crosses processes
+    leaves a traceback in each log."""
+
+    status: int
+    type: str
+    message: str
+    retry_after_s: int | None = None
+    param: str | None = None
+    code: str | None = None  # OpenAI's word for the type, where its clients expect one
+
+
+def too_large(body_bytes: int) -> Refusal:
+    return Refusal(413, "body_too_large", f"body: it is larger than {body_bytes} bytes; send less")
+
+
+def error_body(refusal: Refusal) -> dict[str, Any]:
+    """Return the body that every error has."""
+    detail = {
+        "message": refusal.message,
+        "type": refusal.type,
+        "param": refusal.param,
+        "code": refusal.code or refusal.type,
+    }
+    return {"error": detail}
+
+
+def content(refusal: Refusal) -> bytes:
+    return json.dumps(error_body(refusal)).encode()
+
+
+async def refuse(send: Send, refusal: Refusal, rest: Awaitable[None] | None = None) -> None:
+    """Send a refusal. With `rest`, await it before the response ends."""
+    body = content(refusal)
+    fields = {"content-type": "application/json", "content-length": str(len(body))}
+    if refusal.status == 401:
+        fields["www-authenticate"] = "Bearer"
+    if refusal.status in _CLOSING:
+        fields["connection"] = "close"
+    if refusal.retry_after_s is not None:
+        fields["retry-after"] = str(refusal.retry_after_s)
+    raw = [(name.encode(), value.encode()) for name, value in fields.items()]
+    await send({"type": "http.response.start", "status": refusal.status, "headers": raw})
+    await send({"type": "http.response.body", "body": body, "more_body": rest is not None})
+    if rest is not None:
+        await rest
+        await send({"type": "http.response.body", "body": b""})
+
+
+def error_response(refusal: Refusal, request_id: str | None = None) -> JSONResponse:
+    headers = {} if refusal.retry_after_s is None else {"retry-after": str(refusal.retry_after_s)}
+    if request_id:
+        headers["x-request-id"] = request_id
+    return JSONResponse(error_body(refusal), status_code=refusal.status, headers=headers)
+
+
+async def on_invalid_body(request: Request, err: Exception) -> Response:
+    """Report what is wrong and where. FastAPI's own response repeats the whole body."""
+    assert isinstance(err, RequestValidationError)
+    messages: list[str] = []
+    places: list[str] = []
+    for item in err.errors()[:5]:
+        if item["type"] == "json_invalid":
+            messages.append("the body is not valid JSON")
+            continue
+        # Only keys that look like parameter names are shown; any other may be a patient's text.
+        place = ".".join(
+            str(part)
+            for part in item["loc"][1:]
+            if isinstance(part, int) or _PARAMETER.fullmatch(part)
+        )
+        if item["type"] == "too_short" and any(other.startswith(place) for other in places):
+            continue  # pydantic reports zero items after the first item failed
+        places.append(place)
+        messages.append(f"{place or 'body'}: {str(item['msg']).removeprefix('Value error, ')}")
+    # OpenAI's clients expect 400 from their two routes.
+    status = 400 if request.url.path.endswith((CHAT_PATH, COMPLETION_PATH)) else 422
+    param = next(filter(None, places), None)
+    return error_response(Refusal(status, "invalid_request", "; ".join(messages), param=param))
+
+
+async def on_http_exception(request: Request, err: Exception) -> Response:
+    assert isinstance(err, HTTPException)
+    kinds = {404: "not_found", 405: "method_not_allowed"}
+    kind = kinds.get(err.status_code, "http_error")
+    return error_response(Refusal(err.status_code, kind, str(err.detail)))

@@ -1,0 +1,38 @@
+"""How predictions distribute over labels and confidence. Replicas report these shares of the
+validation rows, so that a dashboard can compare traffic with them."""
+
+import collections
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from medray.types import Prediction
+
+BOUNDS = [0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0]  # of the confidence
+NO_LABEL = "none"  # the name of a prediction without labels
+
+
+@dataclass(frozen=True)
+class Shares:
+    labels: Mapping[str, float]
+    confidence: Mapping[str, float]  # per bound, the share of rows with at most this confidence
+
+
+def name_of(labels: Sequence[str]) -> str:
+    """Return a prediction's labels as one name."""
+    return "|".join(labels) or NO_LABEL
+
+
+def shares(predictions: Sequence[Prediction]) -> Shares:
+    """Return the shares of calibrated predictions. They are empty if no prediction has a
+    confidence, as for generated texts and mentions."""
+    confidences = [row.confidence for row in predictions if row.confidence is not None]
+    if not confidences:
+        return Shares({}, {})
+    counts = collections.Counter(name_of(row.labels) for row in predictions)
+    return Shares(
+        {label: count / len(predictions) for label, count in counts.items()},
+        {
+            f"{bound:g}": sum(one <= bound for one in confidences) / len(confidences)
+            for bound in BOUNDS
+        },
+    )
