@@ -11,10 +11,10 @@ OPEN = {
     "medray/reports", "medray/runtime",
     "medray/serving", "medray/tasks",
     "jobs", "cluster",
-    "tests/attacks", "tests/cli", "tests/config", "tests/data", "tests/engines",
+    "tests/attacks", "tests/cli", "tests/config", "tests/engines",
     "tests/evaluation", "tests/golden", "tests/models", "tests/reports",
-    "tests/runtime", "tests/serving", "tests/storage", "tests/stored",
-    "tests/tasks", "tests/text", "tests/training", "tests",
+    "tests/runtime", "tests/serving", "tests/stored",
+    "tests/tasks", "tests/training", "tests",
 }  # fmt: skip
 
 

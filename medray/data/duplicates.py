@@ -55,7 +55,7 @@ def find(
     rows_of = {int(number_of[rows[0]]): rows for rows in exact}
 
     parents = TextMatcher(texts, first_rows, threshold).match(signatures, progress or Meter.idle())
-    roots = np.array([_root(parents, number) for number in range(len(parents))])
+    roots = np.array([find_root(parents, number) for number in range(len(parents))])
     lowest = np.full(len(parents), len(parents))
     np.minimum.at(lowest, roots, np.arange(len(parents)))
     clusters = first_rows[lowest[roots]][number_of]
@@ -77,7 +77,7 @@ class TextMatcher:
 
     def __init__(self, texts: Sequence[str], rows: Positions, threshold: float) -> None:
         self.texts, self.rows, self.threshold = texts, rows, threshold
-        self.parent = list(range(len(rows)))
+        self.parents = list(range(len(rows)))
         self._signer = Signer()
         self._shingle_sets: OrderedDict[int, Numbers] = OrderedDict()
         self._apart: set[tuple[int, int]] = set()
@@ -89,7 +89,7 @@ class TextMatcher:
             for bucket in _buckets(signatures.band(band)[self.rows]):
                 self.join(bucket)
             progress.add(len(self.rows) // signatures.num_bands)
-        return self.parent
+        return self.parents
 
     def join(self, bucket: list[int]) -> None:
         """Unite the texts of a bucket that overlap enough."""
@@ -99,11 +99,12 @@ class TextMatcher:
         for number in bucket:
             own, others, left = [number], [], iter(range(_MAX_COMPARISONS))
             for group in groups:
-                same = _root(self.parent, group[0]) == _root(self.parent, number)
+                same = find_root(self.parents, group[0]) == find_root(self.parents, number)
                 if same or any(
                     self._near(other, number) for other, _ in zip(group, left, strict=False)
                 ):
-                    self.parent[_root(self.parent, group[0])] = _root(self.parent, number)
+                    root = find_root(self.parents, number)
+                    self.parents[find_root(self.parents, group[0])] = root
                     own = [*group, *own]
                 else:
                     others.append(group)
@@ -155,8 +156,9 @@ def jaccard(first: Numbers, second: Numbers) -> float:
     return num_shared / (len(first) + len(second) - num_shared)
 
 
-def _root(parent: list[int], number: int) -> int:
-    while parent[number] != number:
-        parent[number] = parent[parent[number]]
-        number = parent[number]
+def find_root(parents: list[int], number: int) -> int:
+    """Return the root of a number in a union-find structure, and shorten the path to it."""
+    while parents[number] != number:
+        parents[number] = parents[parents[number]]
+        number = parents[number]
     return number

@@ -19,7 +19,7 @@ import pyarrow.ipc
 from medray.types import Example, Mention, Message
 
 Positions = npt.NDArray[np.int64]
-_BATCH = 2048
+BATCH = 2048
 _NONE: Mapping[str, str] = {}
 # Bytes, because a text may hold half of a surrogate pair, which Arrow's strings refuse.
 _SCHEMA = pa.schema(
@@ -145,12 +145,12 @@ class Examples(Sequence[Example]):
 
     def _chunks(self) -> Iterator[tuple[list[int], pa.RecordBatch]]:
         """Yield the positions of rows that are in one batch of the file, with the rows."""
-        edges = np.flatnonzero(np.diff(self._positions // _BATCH)) + 1
+        edges = np.flatnonzero(np.diff(self._positions // BATCH)) + 1
         for start, end in pairwise(
             [0, *edges.tolist(), len(self._positions)] if len(self._positions) else []
         ):
             rows = self._positions[start:end]
-            number, first = divmod(int(rows[0]), _BATCH)
+            number, first = divmod(int(rows[0]), BATCH)
             is_run = int(rows[-1]) - int(rows[0]) == end - start - 1 and bool(
                 (np.diff(rows) == 1).all()
             )
@@ -159,7 +159,7 @@ class Examples(Sequence[Example]):
                 rows.tolist(),
                 batch.slice(first, end - start)
                 if is_run
-                else batch.take(pa.array(rows - number * _BATCH)),
+                else batch.take(pa.array(rows - number * BATCH)),
             )
 
     def _example(self, row: int, row_id: str, text: str, rest: bytes) -> Example:
@@ -210,7 +210,7 @@ def write(examples: Iterable[Example], path: Path) -> None:
                 columns, (_bytes(example.id), _bytes(example.text), _rest(example)), strict=True
             ):
                 column.append(value)
-            if len(columns[0]) == _BATCH:
+            if len(columns[0]) == BATCH:
                 file.write_batch(_batch(columns))
                 columns = ([], [], [])
         if columns[0]:

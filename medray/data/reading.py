@@ -52,7 +52,7 @@ class ExampleSet:
 
 
 @dataclass
-class _RowChecker:
+class RowChecker:
     """Yields the rows that have a text, and raises DataError for a repeated id."""
 
     options: PluginOptions
@@ -90,7 +90,7 @@ def load(options: PluginOptions) -> ExampleSet:
     options = localize(options)
     stamp = stamp_of(options)
     if stamp.num_bytes < LARGE_BYTES:
-        checker = _RowChecker(options, Meter.idle())
+        checker = RowChecker(options, Meter.idle())
         source = ExampleSet(
             list(checker.rows()), checker.empty_ids, unlabelled_ids=checker.unlabelled_ids
         )
@@ -138,7 +138,7 @@ def _from_disk(options: PluginOptions, stamp: Stamp) -> ExampleSet:
             for leftover in folder.parent.glob(f".{folder.name}.*"):  # of a killed run
                 shutil.rmtree(leftover)
             with stage("reading") as progress, storage.new_folder(folder) as filling:
-                checker = _RowChecker(
+                checker = RowChecker(
                     options, progress, None if stamp.is_packed else stamp.num_bytes
                 )
                 example_rows.write(checker.rows(), filling / _ROWS)

@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from medray.config.study import SplitConfig
+from medray.data.duplicates import find_root
 from medray.errors import DataError, suggest
 from medray.types import Example, Split
 
@@ -118,14 +119,7 @@ def _groups(
         for row, cluster in enumerate(clusters):
             members[cluster].append(row)
         return list(members.values())
-    parent = list(range(len(examples)))
-
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
-
+    parents = list(range(len(examples)))
     first_with: dict[tuple[str, object], int] = {}
     for row, example in enumerate(examples):
         if column not in example.metadata:
@@ -134,9 +128,9 @@ def _groups(
                 f"{suggest(column, example.metadata)}"
             )
         for key in (("cluster", clusters[row]), ("group", example.metadata[column])):
-            parent[root(row)] = root(first_with.setdefault(key, row))
+            parents[find_root(parents, row)] = find_root(parents, first_with.setdefault(key, row))
     for row in range(len(examples)):
-        members[root(row)].append(row)
+        members[find_root(parents, row)].append(row)
     return list(members.values())
 
 

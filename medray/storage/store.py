@@ -14,7 +14,8 @@ from filelock import FileLock
 from medray.config import environment
 from medray.errors import ArtifactError, ConfigError
 from medray.storage import checkpoint, files
-from medray.storage.object_store import PROVIDERS, ObjectStore
+from medray.storage.bucket import PROVIDERS
+from medray.storage.object_store import ObjectStore
 
 log = logging.getLogger(__name__)
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")  # our temporary files; other hidden ones are not

@@ -21,6 +21,7 @@ from medray.types import Message, TokenIds
 _TurnIds = dict[tuple[str, str], TokenIds]  # tokens per turn: its text and what precedes it
 TemplateKind = Literal["auto", "chat", "plain"]
 _TURN = re.compile("\ue000(\\d+)\ue001")  # the placeholder of a turn while a template is rendered
+_HEADINGS = {"system": "", "user": "### Instruction:\n", "assistant": "### Response:\n"}
 _MOST_CHARACTERS = 64  # per token of room: a longer turn would be cut anyway after its encoding
 _DAY = datetime(2024, 7, 26)  # for templates with the date: rows and probes must stay the same
 
@@ -69,20 +70,20 @@ class ChatEncoder:
         turns = [_readable(turn, room) for turn in whole]
         is_shortened = turns != whole
         ids: _TurnIds = {}  # each turn is encoded once, though the template is rendered repeatedly
-        pieces = self._pieces(turns, ids)
-        if _length(pieces) > room and (begins := _beginnings(turns)):
+        segments = self._segments(turns, ids)
+        if _length(segments) > room and (begins := _beginnings(turns)):
             # Fewer turns are fewer tokens, so bisection finds the longest conversation that fits.
             first = bisect_left(
                 begins[:-1],
                 True,
-                key=lambda at: _length(self._pieces(_since(turns, at), ids)) <= room,
+                key=lambda at: _length(self._segments(_since(turns, at), ids)) <= room,
             )
             turns, is_shortened = _since(turns, begins[first]), True
-            pieces = self._pieces(turns, ids)
-        excess = _length(pieces) - room
+            segments = self._segments(turns, ids)
+        excess = _length(segments) - room
         if excess > 0:
-            pieces = _cut_last(pieces, excess, len(turns) - 1, room)
-        return self._to_tokens(pieces, turns, truncated=is_shortened or excess > 0)
+            segments = _cut_last(segments, excess, len(turns) - 1, room)
+        return self._to_tokens(segments, turns, truncated=is_shortened or excess > 0)
 
     def answer(self, text: str) -> TokenIds:
         """Encode an answer that follows a prompt, with the end of its turn."""
@@ -90,19 +91,15 @@ class ChatEncoder:
         (ids,) = answers([text.strip()], self.tokenizer, lead=lead or "a", end=False)
         return (*ids, *self._ends())
 
-    def _pieces(self, turns: Sequence[Message], turn_ids: _TurnIds) -> list[_Segment]:
+    def _segments(self, turns: Sequence[Message], turn_ids: _TurnIds) -> list[_Segment]:
         return (
             self._plain(turns, turn_ids) if self.is_plain else self._from_template(turns, turn_ids)
         )
 
     def _from_template(self, turns: Sequence[Message], turn_ids: _TurnIds) -> list[_Segment]:
         """Render the template with placeholders, then encode its parts and the turns separately."""
-        parts = _TURN.split(
-            self.fill(
-                [Message(turn.role, f"\ue000{number}\ue001") for number, turn in enumerate(turns)],
-                is_open=True,
-            )
-        )
+        marks = [Message(turn.role, f"\ue000{number}\ue001") for number, turn in enumerate(turns)]
+        parts = _TURN.split(self.fill(marks, is_open=True))
         numbers = list(map(int, parts[1::2]))
         words = self._words(
             [
@@ -111,16 +108,16 @@ class ChatEncoder:
             ],
             turn_ids,
         )
-        pieces = [_Segment(self._literal(parts[0]))]
+        segments = [_Segment(self._literal(parts[0]))]
         for number, ids, literal in zip(numbers, words, parts[2::2], strict=True):
-            pieces += [_Segment(ids, number), _Segment(self._literal(literal))]
-        places = [piece.turn for piece in pieces if piece.turn is not None]
+            segments += [_Segment(ids, number), _Segment(self._literal(literal))]
+        places = [segment.turn for segment in segments if segment.turn is not None]
         if places != list(range(len(turns))):
             raise ConfigError(
                 "task.template: the chat template of this base model does not render every turn "
                 "once and in order; use plain"
             )
-        return pieces
+        return segments
 
     def fill(self, turns: Sequence[Message], *, is_open: bool) -> str:
         """Render the template, with the start of an answer at the end if `is_open`. A template that
@@ -156,28 +153,24 @@ class ChatEncoder:
     def _plain(self, turns: Sequence[Message], turn_ids: _TurnIds) -> list[_Segment]:
         end = (self._end_of_sequence(),)
         words = self._words([(turn.content, "\n") for turn in turns], turn_ids)
-        pieces = [_Segment(self._beginning())]
+        segments = [_Segment(self._beginning())]
         for number, (turn, ids) in enumerate(zip(turns, words, strict=True)):
-            heading = {"system": "", "user": "### Instruction:\n", "assistant": "### Response:\n"}[
-                turn.role
-            ]
-            pieces += [_Segment(self._literal(heading)), _Segment(ids, number)]
-            pieces.append(
-                _Segment((*(end if turn.role == "assistant" else ()), *self._literal("\n\n")))
-            )
-        return [*pieces, _Segment(self._literal("### Response:\n"))]
+            close = end if turn.role == "assistant" else ()
+            segments += [_Segment(self._literal(_HEADINGS[turn.role])), _Segment(ids, number)]
+            segments.append(_Segment((*close, *self._literal("\n\n"))))
+        return [*segments, _Segment(self._literal("### Response:\n"))]
 
     def _to_tokens(
-        self, pieces: Sequence[_Segment], turns: Sequence[Message], *, truncated: bool
+        self, segments: Sequence[_Segment], turns: Sequence[Message], *, truncated: bool
     ) -> ChatTokens:
         tokens: list[int] = []
         spans = []
         special = self._special_ids()
-        for at, piece in enumerate(pieces):
+        for at, segment in enumerate(segments):
             start = len(tokens)
-            tokens += piece.ids
-            if piece.turn is not None and turns[piece.turn].role == "assistant":
-                following = pieces[at + 1].ids[:1]
+            tokens += segment.ids
+            if segment.turn is not None and turns[segment.turn].role == "assistant":
+                following = segments[at + 1].ids[:1]
                 spans.append(
                     (start, len(tokens) + (1 if following and following[0] in special else 0))
                 )
@@ -290,17 +283,17 @@ def _since(turns: Sequence[Message], at: int) -> list[Message]:
     return [*(turn for turn in turns[:1] if turn.role == "system"), *turns[at:]]
 
 
-def _cut_last(pieces: Sequence[_Segment], excess: int, last: int, room: int) -> list[_Segment]:
+def _cut_last(segments: Sequence[_Segment], excess: int, last: int, room: int) -> list[_Segment]:
     """Cut the middle of the last turn, since the request is usually at its start or its end."""
-    body = next(list(piece.ids) for piece in pieces if piece.turn == last)
+    body = next(list(segment.ids) for segment in segments if segment.turn == last)
     if len(body) <= excess:
         raise ConfigError(
             f"max_length: {room} tokens for a prompt are {excess - len(body) + 1} too few beside "
             "the system prompt and the template; shorten the system prompt"
         )
     rest = tuple(cut(body, len(body) - excess, "both"))
-    return [_Segment(rest, last) if piece.turn == last else piece for piece in pieces]
+    return [_Segment(rest, last) if segment.turn == last else segment for segment in segments]
 
 
-def _length(pieces: Sequence[_Segment]) -> int:
-    return sum(len(piece.ids) for piece in pieces)
+def _length(segments: Sequence[_Segment]) -> int:
+    return sum(len(segment.ids) for segment in segments)

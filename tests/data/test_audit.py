@@ -39,9 +39,9 @@ def test_the_majority_answer_of_multi_label_rows_scores_each_label_by_its_share(
         Example("3", "three", ("a",)),
         Example("4", "four", ("c",)),
     ]
-    found = look(rows)
-    assert (found.majority_label, found.majority_accuracy) == ("a + b", 0.5)
-    assert found.majority_f1_macro == pytest.approx((2 * 0.75 / 1.75 + 2 * 0.5 / 1.5 + 0) / 3)
+    figures = look(rows)
+    assert (figures.majority_label, figures.majority_accuracy) == ("a + b", 0.5)
+    assert figures.majority_f1_macro == pytest.approx((2 * 0.75 / 1.75 + 2 * 0.5 / 1.5 + 0) / 3)
 
 
 def test_two_names_of_one_given_side_are_one_side() -> None:
@@ -67,27 +67,27 @@ def test_of_annotated_rows_mentions_are_counted_and_no_ceiling_of_a_classifier_i
         Example("a", "asthma one", ("Disease",), mentions=(mention,)),
         Example("b", "nothing here"),
     ]
-    found = audit(
+    figures = audit(
         rows,
         find([row.text for row in rows], 0.8),
         {"a": "train", "b": "test"},
         constant_f1=constant_f1,
     )
-    assert found.num_mentions == 1
-    assert "1 mentions, rows with each kind: Disease 1 (50.0%)" in found.render()
-    assert "always answering" not in found.render()
+    assert figures.num_mentions == 1
+    assert "1 mentions, rows with each kind: Disease 1 (50.0%)" in figures.render()
+    assert "always answering" not in figures.render()
 
 
 def test_labels_that_differ_in_spelling_alone_are_named() -> None:
     labels = ["1", "1.0", "01", "no", "No ", "type 2", "type 1", "1.5"]
     assert alike_labels(labels) == [["01", "1", "1.0"], ["No ", "no"]]
-    shown = look(
+    text = look(
         [
             Example(str(number), f"text {number}", (label,))
             for number, label in enumerate(("1", "1.0", "2"))
         ]
     ).render()
-    assert "labels that differ in spelling alone: '1' and '1.0'\n" in shown
+    assert "labels that differ in spelling alone: '1' and '1.0'\n" in text
     assert (
         "spelling" not in look([Example("1", "one", ("a",)), Example("2", "two", ("b",))]).render()
     )

@@ -53,13 +53,13 @@ def test_json_lines_correct_too_and_several_labels_or_none_can_be_said(tmp_path:
         {"id": "r2", "label": "b"},
         {"id": "r3", "label": None},
     ]
-    found = labels(
+    labels_by_id = labels(
         load(tmp_path, "".join(json.dumps(line) + "\n" for line in lines), "fixed.jsonl"),
         tmp_path / "log",
     )
-    assert [found[f"r{row}"] for row in range(4)] == [("a", "b"), (), ("b",), ("b",)]
-    found = labels(load(tmp_path, "id,label\nr0,a|b\nr1,(none)\n"), tmp_path / "log")
-    assert [found["r0"], found["r1"]] == [("a", "b"), ()]
+    assert [labels_by_id[f"r{row}"] for row in range(4)] == [("a", "b"), (), ("b",), ("b",)]
+    labels_by_id = labels(load(tmp_path, "id,label\nr0,a|b\nr1,(none)\n"), tmp_path / "log")
+    assert [labels_by_id["r0"], labels_by_id["r1"]] == [("a", "b"), ()]
 
 
 @pytest.mark.parametrize(

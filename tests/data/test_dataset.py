@@ -45,9 +45,9 @@ def test_every_row_is_on_one_side_and_the_fingerprints_know_text_label_and_side(
         data.fingerprint,
         data.split_fingerprint,
     )
-    changed = rows()
-    changed[3]["label"] = "a"
-    other = load(write(tmp_path, changed))
+    other_rows = rows()
+    other_rows[3]["label"] = "a"
+    other = load(write(tmp_path, other_rows))
     assert other.fingerprint != data.fingerprint
     assert (
         load(write(tmp_path, rows()), split={"seed": 1}).split_fingerprint != data.split_fingerprint
@@ -59,9 +59,9 @@ def test_test_labels_have_one_door_that_keeps_a_log_and_warns_the_second_time(
 ) -> None:
     data = load(write(tmp_path, rows()))
     assert {example.labels for example in data.unlabelled_test()} == {()}
-    opened = data.open_test(tmp_path / "log", "first look")
-    assert opened.num_openings == 1
-    assert {example.labels for example in opened.examples} == {("a",), ("b",)}
+    test_set = data.open_test(tmp_path / "log", "first look")
+    assert test_set.num_openings == 1
+    assert {example.labels for example in test_set.examples} == {("a",), ("b",)}
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
         assert load(write(tmp_path, rows())).open_test(tmp_path / "log", "second").num_openings == 2
@@ -81,11 +81,11 @@ def test_the_label_sets_a_task_learns_from_name_no_row(tmp_path: Path) -> None:
 
 def test_a_limit_counts_training_rows_only(tmp_path: Path) -> None:
     path = write(tmp_path, rows())
-    whole, limited = load(path), load(path, limit=10)
-    assert len(limited.train) == 10
-    assert {e.id for e in limited.train} <= {e.id for e in whole.train}
-    assert limited.validation == whole.validation
-    assert limited.unlabelled_test() == whole.unlabelled_test()
+    whole, part = load(path), load(path, limit=10)
+    assert len(part.train) == 10
+    assert {e.id for e in part.train} <= {e.id for e in whole.train}
+    assert part.validation == whole.validation
+    assert part.unlabelled_test() == whole.unlabelled_test()
 
 
 def test_an_id_used_twice_is_an_error_with_both_places(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_the_audit_counts_duplicates_conflicts_and_the_ceiling_they_set() -> Non
         Example("5", "another", ("b",)),
         *(Example(str(n), f"own text {n}", ("a",)) for n in range(6, 11)),
     ]
-    found = audit(
+    figures = audit(
         examples,
         find([e.text for e in examples], 0.8),
         {},
@@ -121,21 +121,21 @@ def test_the_audit_counts_duplicates_conflicts_and_the_ceiling_they_set() -> Non
         max_length=512,
         constant_f1=constant_f1,
     )
-    assert (found.exact_groups, found.exact_rows, found.given_across) == (2, 5, 1)
-    assert (found.conflicting_texts, found.conflicting_rows) == (1, 3)
-    assert found.accuracy_ceiling == pytest.approx(0.9)
-    assert (found.majority_label, found.majority_accuracy) == ("a", 0.7)
-    assert found.majority_f1_macro == pytest.approx((2 * 0.7 / 1.7 + 0) / 2)
-    assert (found.tokens["m"].num_over, found.tokens["m"].longest) == (5, 600)
-    shown = found.render()
+    assert (figures.exact_groups, figures.exact_rows, figures.given_across) == (2, 5, 1)
+    assert (figures.conflicting_texts, figures.conflicting_rows) == (1, 3)
+    assert figures.accuracy_ceiling == pytest.approx(0.9)
+    assert (figures.majority_label, figures.majority_accuracy) == ("a", 0.7)
+    assert figures.majority_f1_macro == pytest.approx((2 * 0.7 / 1.7 + 0) / 2)
+    assert (figures.tokens["m"].num_over, figures.tokens["m"].longest) == (5, 600)
+    text = figures.render()
     for part in (
         "1 texts have different labels, 3 rows (30.0%)",
         "90.0%",
         "5 texts (50.0%) are longer than 512",
         "are on two sides",
     ):
-        assert part in shown
-    json.dumps(found.as_dict())
+        assert part in text
+    json.dumps(figures.as_dict())
 
 
 @pytest.mark.real
@@ -147,15 +147,15 @@ def test_the_real_abstracts_hold_eight_percent_of_conflicting_duplicates(real_da
         "text": ["abstract"],
         "label": "condition",
     }
-    found = dataset.load(DataConfig.model_validate({"format": csv})).audit({}, 512, constant_f1)
-    assert found.num_rows == 2305
-    assert found.conflicting_rows / found.num_rows == pytest.approx(0.08, abs=0.005)
-    assert found.accuracy_ceiling == pytest.approx(0.959, abs=0.003)
+    figures = dataset.load(DataConfig.model_validate({"format": csv})).audit({}, 512, constant_f1)
+    assert figures.num_rows == 2305
+    assert figures.conflicting_rows / figures.num_rows == pytest.approx(0.08, abs=0.005)
+    assert figures.accuracy_ceiling == pytest.approx(0.959, abs=0.003)
 
 
 def test_no_public_attribute_holds_a_test_row_with_its_label(tmp_path: Path) -> None:
     data = load(write(tmp_path, rows()))
-    tested = {example.id for example in data.unlabelled_test()}
+    test_ids = {example.id for example in data.unlabelled_test()}
     public = [
         getattr(data, name)
         for name in dir(data)
@@ -170,7 +170,7 @@ def test_no_public_attribute_holds_a_test_row_with_its_label(tmp_path: Path) -> 
     ]
     examples += [*data.label_sets(), *data.unlabelled_test()]
     assert len(examples) > 48
-    assert not [example for example in examples if example.id in tested and example.labels]
+    assert not [example for example in examples if example.id in test_ids and example.labels]
 
 
 def test_half_a_line_in_the_log_of_openings_counts_as_one(

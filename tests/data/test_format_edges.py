@@ -1,5 +1,4 @@
-"""What real files bring beside the layout they were meant to have: gaps, doubles, no header, half
-characters."""
+"""Real files differ from their layout: empty cells, repeated names, no header, half characters."""
 
 from pathlib import Path
 from typing import Any
@@ -31,10 +30,10 @@ def test_columns_name_themselves_where_no_header_does_and_blank_rows_are_passed_
     tmp_path: Path,
 ) -> None:
     path = file(tmp_path, "symptoms.csv", ",,\r\nFlu,fever, cough\r\n,,\r\nFlu ,fever,\r\n")
-    found = read(
+    rows = read(
         "delimited", path, columns=("disease", "s1", "s2"), text=("s1", "s2"), label="disease"
     )
-    assert [(e.id, e.text, e.labels, e.where) for e in found] == [
+    assert [(e.id, e.text, e.labels, e.where) for e in rows] == [
         ("2", "fever cough", ("Flu",), f"{path}:2"),
         ("4", "fever", ("Flu",), f"{path}:4"),
     ]
@@ -42,7 +41,7 @@ def test_columns_name_themselves_where_no_header_does_and_blank_rows_are_passed_
     write(
         "delimited",
         copy,
-        found,
+        rows,
         columns=("id", "disease", "s1"),
         text=("s1",),
         label="disease",
@@ -53,7 +52,7 @@ def test_columns_name_themselves_where_no_header_does_and_blank_rows_are_passed_
         write(
             "delimited",
             tmp_path / "other.csv",
-            found,
+            rows,
             columns=("disease", "s1"),
             text=("s1",),
             label="disease",
@@ -147,7 +146,7 @@ def test_a_class_folder_without_abstracts_is_an_error(tmp_path: Path) -> None:
         read("raw_abstracts", tmp_path)
 
 
-MIXED = [
+SEVERAL_KINDS = [
     Example("1", "one", ("a",), "train", {"ward": "5"}),
     Example("2", "two", (), None, {"site": "x"}),
 ]
@@ -160,10 +159,10 @@ MIXED = [
 def test_ids_labels_and_sides_are_written_even_where_the_options_name_no_place_for_them(
     tmp_path: Path, name: str, target: str, several: dict[str, str]
 ) -> None:
-    write(name, tmp_path / target, MIXED, label=None)
-    found = read(name, tmp_path / target, id="id", split="split", label="label", **several)
-    assert [(e.id, e.text, e.labels, e.split, dict(e.metadata)) for e in found] == [
-        (e.id, e.text, e.labels, e.split, dict(e.metadata)) for e in MIXED
+    write(name, tmp_path / target, SEVERAL_KINDS, label=None)
+    rows = read(name, tmp_path / target, id="id", split="split", label="label", **several)
+    assert [(e.id, e.text, e.labels, e.split, dict(e.metadata)) for e in rows] == [
+        (e.id, e.text, e.labels, e.split, dict(e.metadata)) for e in SEVERAL_KINDS
     ]
 
 

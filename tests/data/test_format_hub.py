@@ -1,4 +1,4 @@
-"""What `datasets.load_dataset` gives: here of folders and files, by the same call as of the Hub."""
+"""The format `hub`, with folders and files instead of the Hub: the call is the same."""
 
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def options(path: Path | str, **settings: Any) -> Any:
 
 
 def folder(place: Path) -> Path:
-    """As the Hub shows it: a folder of Parquet files, labels numbered."""
+    """Write a folder of Parquet files with numbered labels, as the Hub has it."""
     features = datasets.Features(
         {
             "pmid": datasets.Value("int64"),
@@ -71,9 +71,9 @@ def test_it_is_split_as_the_same_rows_of_a_table_are_and_once_in_the_cache(
     table = DataConfig.model_validate(
         {"format": {"name": "tables", "path": str(place), "id": "pmid"}, "split": split}
     )
-    wanted = dataset.load(table)
+    expectation = dataset.load(table)
     config = DataConfig.model_validate({"format": options(place, id="pmid"), "split": split})
-    assert dataset.load(config).split_fingerprint == wanted.split_fingerprint
+    assert dataset.load(config).split_fingerprint == expectation.split_fingerprint
     monkeypatch.setattr(reading, "LARGE_BYTES", 0)
     monkeypatch.setattr(
         minhash,
@@ -82,9 +82,9 @@ def test_it_is_split_as_the_same_rows_of_a_table_are_and_once_in_the_cache(
             [minhash.Signer().sign(examples.Examples.open(path).texts(), 4)]
         ),
     )
-    assert dataset.load(config).fingerprint == wanted.fingerprint
+    assert dataset.load(config).fingerprint == expectation.fingerprint
     monkeypatch.setattr(reading, "read", lambda options: pytest.fail("the rows are in the cache"))
-    assert dataset.load(config).fingerprint == wanted.fingerprint
+    assert dataset.load(config).fingerprint == expectation.fingerprint
 
 
 def test_what_cannot_be_loaded_is_a_sentence(
@@ -94,16 +94,16 @@ def test_what_cannot_be_loaded_is_a_sentence(
         list(protocol.read(options(folder(tmp_path / "data"), splits=["tost"])))
     (problem,) = protocol.check(options(tmp_path / "data", label="class"))
     assert "data.format.label" in problem or "label" in problem
-    asked: list[Any] = []
+    requests: list[Any] = []
 
-    def load(*arguments: Any, **named: Any) -> Any:
-        asked.append((arguments, named))
+    def load(*arguments: Any, **keywords: Any) -> Any:
+        requests.append((arguments, keywords))
         raise ConnectionError("no\nnetwork")
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     hub = options("owner/name", config="pqa_labeled", revision="abc")
     assert protocol.check(hub) == ["owner/name: datasets cannot load it: no network"]
-    assert asked[0] == (("owner/name", "pqa_labeled"), {"revision": "abc"})
+    assert requests[0] == (("owner/name", "pqa_labeled"), {"revision": "abc"})
     assert hub.lies_elsewhere
     assert not options(tmp_path).lies_elsewhere
     module = plugins.find("data.formats", "hub")
@@ -115,8 +115,8 @@ def test_a_file_of_parquet_is_read_too(tmp_path: Path) -> None:
     pq.write_table(
         pa.table({"text": ["one", "two"], "label": ["a", "b"]}), tmp_path / "rows.parquet"
     )
-    found = options(tmp_path, splits=["train"])
-    assert [(row.id, row.text, row.labels) for row in protocol.read(found)] == [
+    hub_options = options(tmp_path, splits=["train"])
+    assert [(row.id, row.text, row.labels) for row in protocol.read(hub_options)] == [
         ("1", "one", ("a",)),
         ("2", "two", ("b",)),
     ]

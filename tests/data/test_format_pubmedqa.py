@@ -99,13 +99,13 @@ def test_the_question_may_stand_alone_and_labels_may_be_left_out(tmp_path: Path)
 
 @pytest.mark.parametrize("name", ["LONG_ANSWER", "long_answer", "longAnswer", "Long Answer"])
 def test_the_conclusion_is_refused_by_name_in_every_format(name: str) -> None:
-    asked = [
+    settings = [
         f"name=pubmedqa,path=a.json,template='{{question}} {{{name}}}'",
         f"name=jsonl,path=a.jsonl,template='{{question}} {{{name}}}'",
         f"name=jsonl,path=a.jsonl,text=[question, {name}]",
         f"name=delimited,path=a.csv,text=[{name}]",
     ]
-    for text in asked:
+    for text in settings:
         with pytest.raises(ConfigError, match="states the answer; no text or prompt may hold it"):
             plugin_options("data.formats", text)
 
@@ -138,7 +138,7 @@ def test_the_official_split_goes_by_the_ids_of_the_ground_truth(tmp_path: Path) 
 
 def test_broken_records_are_named(tmp_path: Path) -> None:
     path = tmp_path / "ori_pqal.json"
-    for broken, sentence in [
+    for content, sentence in [
         ({"QUESTION": 5, "CONTEXTS": [], "final_decision": "yes"}, "11: 'question' must be text"),
         (
             {"QUESTION": "a", "CONTEXTS": "b", "final_decision": "yes"},
@@ -150,7 +150,7 @@ def test_broken_records_are_named(tmp_path: Path) -> None:
         ),
         ([], "11: must be an object"),
     ]:
-        path.write_text(json.dumps({"11": broken}))
+        path.write_text(json.dumps({"11": content}))
         with pytest.raises(DataError, match=sentence):
             read(path)
     path.write_text("{")
@@ -162,11 +162,11 @@ def test_broken_records_are_named(tmp_path: Path) -> None:
 
 def test_other_examples_are_written_in_the_official_layout(tmp_path: Path) -> None:
     module = plugins.find("data.formats", "pubmedqa")
-    asked = module.Options(
+    settings = module.Options(
         name="pubmedqa", path=str(tmp_path / "again.json"), template="{question}"
     )
-    module.write([Example("7", "Is it so?", ("no",))], asked)
-    assert [(row.id, row.text, row.labels) for row in module.read(asked)] == [
+    module.write([Example("7", "Is it so?", ("no",))], settings)
+    assert [(row.id, row.text, row.labels) for row in module.read(settings)] == [
         ("7", "Is it so?", ("no",))
     ]
     with pytest.raises(DataError, match="requires one of yes, no, maybe per row"):
@@ -181,7 +181,9 @@ def test_the_real_rows_are_read_without_their_conclusions(real_data: Path) -> No
     path = real_data / "pubmedqa" / "ori_pqal.json"
     rows = read(path)
     assert Counter(row.labels[0] for row in rows) == {"yes": 276, "no": 169, "maybe": 55}
-    conclusions = {pmid: held["LONG_ANSWER"] for pmid, held in json.loads(path.read_text()).items()}
+    conclusions = {
+        pmid: record["LONG_ANSWER"] for pmid, record in json.loads(path.read_text()).items()
+    }
     assert not any(conclusions[row.id] in row.text for row in rows)
 
 
@@ -198,7 +200,7 @@ def test_the_conclusion_is_the_answer_where_it_is_asked_for_and_never_a_text(
         )
     )
     options = {"name": "pubmedqa", "path": str(path)}
-    plain, explained = (
+    plain, with_reasons = (
         list(plugins.find("data.formats", "pubmedqa").read(plugin_options("data.formats", text)))
         for text in (
             ",".join(f"{key}={value}" for key, value in (options | more).items())
@@ -206,11 +208,11 @@ def test_the_conclusion_is_the_answer_where_it_is_asked_for_and_never_a_text(
         )
     )
     assert [row.response for row in plain] == ["", "", ""]
-    assert [row.response for row in explained] == [
+    assert [row.response for row in with_reasons] == [
         f"{CONCLUSION}\n\nDecision: {answer}" for answer in ("yes", "no", "maybe")
     ]
-    assert [row.labels for row in explained] == [("yes",), ("no",), ("maybe",)]
-    for row in (*plain, *explained):
+    assert [row.labels for row in with_reasons] == [("yes",), ("no",), ("maybe",)]
+    for row in (*plain, *with_reasons):
         assert "Aspirin" not in row.text
         assert "Aspirin" not in str(row.metadata)
         assert "Aspirin" not in str(row.turns)

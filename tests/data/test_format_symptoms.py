@@ -22,7 +22,7 @@ def read(path: Path, **settings: object) -> list[Example]:
     return list(module.read(module.Options(name="symptom_table", path=str(path), **settings)))
 
 
-def written(folder: Path, text: str) -> Path:
+def file_of(folder: Path, text: str) -> Path:
     path = folder / "table.csv"
     path.write_text(text)
     return path
@@ -34,7 +34,7 @@ def written(folder: Path, text: str) -> Path:
     where="`medray/data/formats/symptom_table.py`",
 )
 def test_symptoms_become_a_sentence_and_what_stands_twice_is_read_once(tmp_path: Path) -> None:
-    rows = read(written(tmp_path, TABLE))
+    rows = read(file_of(tmp_path, TABLE))
     assert [(row.labels, row.text) for row in rows] == [
         (("Fungal infection",), "Patient presents with: itching; skin rash; dischromic patches"),
         (("Allergy",), "Patient presents with: chills"),
@@ -45,7 +45,7 @@ def test_symptoms_become_a_sentence_and_what_stands_twice_is_read_once(tmp_path:
 
 
 def test_the_sentence_is_what_the_template_says(tmp_path: Path) -> None:
-    rows = read(written(tmp_path, TABLE), template="{symptoms}?", separator=", ")
+    rows = read(file_of(tmp_path, TABLE), template="{symptoms}?", separator=", ")
     assert rows[0].text == "itching, skin rash, dischromic patches?"
     for wrong in (
         "no place",
@@ -60,7 +60,7 @@ def test_the_sentence_is_what_the_template_says(tmp_path: Path) -> None:
 
 def test_a_copy_whose_header_was_emptied_goes_by_place(tmp_path: Path) -> None:
     body = TABLE.splitlines()[1:3]
-    (row,) = read(written(tmp_path, "\n".join([",,,", *(line.rsplit(",", 1)[0] for line in body)])))
+    (row,) = read(file_of(tmp_path, "\n".join([",,,", *(line.rsplit(",", 1)[0] for line in body)])))
     assert row.text == "Patient presents with: itching; skin rash; dischromic patches"
 
 
@@ -69,20 +69,20 @@ def test_wrong_tables_are_told_with_file_and_line(tmp_path: Path) -> None:
         DataError,
         match=r"table\.csv:1: data\.format\.label names 'Disease'; allowed: Symptom_1, disease",
     ):
-        read(written(tmp_path, "disease,Symptom_1\na,b\n"))
+        read(file_of(tmp_path, "disease,Symptom_1\na,b\n"))
     with pytest.raises(DataError, match="no column begins with 'Symptom'"):
-        read(written(tmp_path, "Disease,Sign_1\na,b\n"))
+        read(file_of(tmp_path, "Disease,Sign_1\na,b\n"))
     with pytest.raises(DataError, match=r"table\.csv:3: has 1 values"):
-        read(written(tmp_path, "Disease,Symptom_1\na,b\nc\n"))
+        read(file_of(tmp_path, "Disease,Symptom_1\na,b\nc\n"))
     with pytest.raises(DataError, match=r"table\.csv:2: the label is empty"):
-        read(written(tmp_path, "Disease,Symptom_1\n,b\n"))
+        read(file_of(tmp_path, "Disease,Symptom_1\n,b\n"))
     with pytest.raises(DataError, match=r"label 'c' is not one of the labels"):
-        read(written(tmp_path, "Disease,Symptom_1\nc,b\n"), labels=("a", "b"))
+        read(file_of(tmp_path, "Disease,Symptom_1\nc,b\n"), labels=("a", "b"))
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     module = plugins.find("data.formats", "symptom_table")
-    rows = read(written(tmp_path, TABLE))
+    rows = read(file_of(tmp_path, TABLE))
     module.write(rows, module.Options(name="symptom_table", path=str(tmp_path / "again.csv")))
     assert [(row.labels, row.text) for row in read(tmp_path / "again.csv")] == [
         (row.labels, row.text) for row in rows

@@ -25,8 +25,8 @@ def read(path: Path, **settings: Any) -> list[Example]:
     return list(module.read(module.Options(name="tables", path=str(path), **settings)))
 
 
-def saved(folder: Path, kind: str) -> Path:
-    """The same rows, in each way that they may lie there."""
+def save_table(folder: Path, kind: str) -> Path:
+    """Save the same rows in one of the layouts."""
     datasets = pytest.importorskip("datasets")
     features = datasets.Features(
         {
@@ -36,15 +36,15 @@ def saved(folder: Path, kind: str) -> Path:
             "year": datasets.Value("int32"),
         }
     )
-    numbered = [row | {"label": ["cancer", "other"].index(str(row["label"]))} for row in ROWS]
-    made = datasets.Dataset.from_list(numbered, features=features)
+    numbers = [row | {"label": ["cancer", "other"].index(str(row["label"]))} for row in ROWS]
+    data = datasets.Dataset.from_list(numbers, features=features)
     if kind == "parquet":
-        made.to_parquet(folder / "rows.parquet")
+        data.to_parquet(folder / "rows.parquet")
         return folder / "rows.parquet"
     if kind == "dataset":
-        made.save_to_disk(folder / "saved")
+        data.save_to_disk(folder / "saved")
         return folder / "saved"
-    datasets.DatasetDict({"train": made.select([0]), "test": made.select([1])}).save_to_disk(
+    datasets.DatasetDict({"train": data.select([0]), "test": data.select([1])}).save_to_disk(
         folder / "saved"
     )
     return folder / "saved"
@@ -54,12 +54,12 @@ def saved(folder: Path, kind: str) -> Path:
 def test_what_datasets_saved_is_read_with_the_names_of_its_labels(
     tmp_path: Path, kind: str
 ) -> None:
-    found = sorted(read(saved(tmp_path, kind), id="id"), key=lambda row: row.id)
-    assert [(row.id, row.text, row.labels) for row in found] == [
+    rows = sorted(read(save_table(tmp_path, kind), id="id"), key=lambda row: row.id)
+    assert [(row.id, row.text, row.labels) for row in rows] == [
         (row["id"], row["text"], (row["label"],)) for row in ROWS
     ]
-    assert [dict(row.metadata) for row in found] == [{"year": "1991"}, {}]
-    assert [row.split for row in found] == (["train", "test"] if kind == "sides" else [None, None])
+    assert [dict(row.metadata) for row in rows] == [{"year": "1991"}, {}]
+    assert [row.split for row in rows] == (["train", "test"] if kind == "sides" else [None, None])
 
 
 def test_a_folder_of_parquet_files_says_sides_only_where_every_file_does(tmp_path: Path) -> None:
@@ -115,8 +115,8 @@ def test_what_is_no_table_is_an_error_with_its_place(
     tmp_path: Path, name: str, message: str
 ) -> None:
     (tmp_path / "empty").mkdir()
-    for broken in ("broken.parquet", "broken.arrow"):
-        (tmp_path / broken).write_bytes(b"no table at all, but more than a few bytes of text")
+    for file in ("broken.parquet", "broken.arrow"):
+        (tmp_path / file).write_bytes(b"no table at all, but more than a few bytes of text")
     module = plugins.find("data.formats", "tables")
     (problem,) = module.check(module.Options(name="tables", path=str(tmp_path / name)))
     assert f"{name}: {message}" in problem
@@ -129,12 +129,12 @@ def test_init_finds_columns_and_given_sides_of_a_saved_data_set(tmp_path: Path) 
             pa.Table.from_pylist([row | {"id": f"{side}{row['id']}"} for row in rows]),
             tmp_path / f"{side}.parquet",
         )
-    found = guess.sketch(str(tmp_path), Hints())
-    assert found.options.model_dump(exclude_unset=True) == {
+    result = guess.sketch(str(tmp_path), Hints())
+    assert result.options.model_dump(exclude_unset=True) == {
         "name": "tables",
         "path": str(tmp_path),
         "id": "id",
         "text": ("text",),
         "label": "label",
     }
-    assert found.has_split
+    assert result.has_split

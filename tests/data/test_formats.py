@@ -15,10 +15,10 @@ def options(name: str, path: Path, **settings: Any) -> Any:
 
 
 def read(name: str, path: Path, **settings: Any) -> list[Example]:
-    found: Iterator[Example] = plugins.find("data.formats", name).read(
+    rows: Iterator[Example] = plugins.find("data.formats", name).read(
         options(name, path, **settings)
     )
-    return list(found)
+    return list(rows)
 
 
 def write(name: str, path: Path, examples: list[Example], **settings: Any) -> None:
@@ -129,10 +129,10 @@ def test_delimited_maps_columns_and_keeps_the_others_as_metadata(tmp_path: Path)
 def test_delimited_reads_the_combined_pipe_file_and_several_labels(tmp_path: Path) -> None:
     path = tmp_path / "combined.psv"
     path.write_text("ID|Title_Abstract|Label\n1|A study. It ended.|Cancer;Renal\n2|Another.|\n")
-    found = read(
+    rows = read(
         "delimited", path, id="ID", text=("Title_Abstract",), label="Label", label_separator=";"
     )
-    assert [example.labels for example in found] == [("Cancer", "Renal"), ()]
+    assert [example.labels for example in rows] == [("Cancer", "Renal"), ()]
     with pytest.raises(DataError, match=r"combined\.psv:3: the label is empty"):
         read("delimited", path, id="ID", text=("Title_Abstract",), label="Label")
 
@@ -304,10 +304,10 @@ def test_check_tells_mistakes_without_reading_everything(tmp_path: Path) -> None
 
 
 def test_options_on_one_line_become_a_formats_options() -> None:
-    parsed = plugin_options(
+    parsed_options = plugin_options(
         "data.formats", "name=delimited,path=a.csv,text=[Title, Abstract],label=Label"
     )
-    assert parsed.model_dump(exclude_unset=True) == {
+    assert parsed_options.model_dump(exclude_unset=True) == {
         "name": "delimited",
         "path": "a.csv",
         "text": ("Title", "Abstract"),

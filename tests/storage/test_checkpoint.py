@@ -32,20 +32,20 @@ def fill(folder: Path) -> None:
 def test_a_checkpoint_reads_back_as_it_was_written_with_the_hash_of_every_file(
     tmp_path: Path,
 ) -> None:
-    saved = checkpoint.save(tmp_path / "one", fill, MANIFEST)
-    assert checkpoint.verify(tmp_path / "one") == saved
-    assert set(saved.files) == {"adapter_model.safetensors", "tokenizer/vocab.txt"}
+    manifest = checkpoint.save(tmp_path / "one", fill, MANIFEST)
+    assert checkpoint.verify(tmp_path / "one") == manifest
+    assert set(manifest.files) == {"adapter_model.safetensors", "tokenizer/vocab.txt"}
 
 
 def test_the_manifest_is_written_after_every_other_file(tmp_path: Path) -> None:
-    seen: list[list[str]] = []
+    listings: list[list[str]] = []
 
     def watching(folder: Path) -> None:
         fill(folder)
-        seen.append(sorted(path.name for path in folder.iterdir()))
+        listings.append(sorted(path.name for path in folder.iterdir()))
 
     checkpoint.save(tmp_path / "one", watching, MANIFEST)
-    assert seen == [["adapter_model.safetensors", "tokenizer"]]
+    assert listings == [["adapter_model.safetensors", "tokenizer"]]
 
 
 def test_an_interrupted_save_leaves_no_checkpoint(tmp_path: Path) -> None:

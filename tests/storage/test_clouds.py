@@ -1,5 +1,5 @@
-"""Releases in Google Cloud Storage and Azure; tests/storage/test_object_store.py holds what S3
-shares with them."""
+"""Releases in Google Cloud Storage and Azure. What they share with S3 is tested in
+tests/storage/test_object_store.py."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -39,9 +39,11 @@ def test_of_many_writers_of_one_object_exactly_one_succeeds(cloud_uri: str) -> N
     store = open_store(cloud_uri)
     store.check()
     with ThreadPoolExecutor(8) as pool:
-        won = list(pool.map(lambda number: store.create("1.json", str(number).encode()), range(32)))
-    assert won.count(True) == 1
-    assert store.read("1.json") == str(won.index(True)).encode()
+        wins = list(
+            pool.map(lambda number: store.create("1.json", str(number).encode()), range(32))
+        )
+    assert wins.count(True) == 1
+    assert store.read("1.json") == str(wins.index(True)).encode()
 
 
 def test_a_place_without_an_account_a_bucket_or_a_known_scheme_is_refused(

@@ -18,9 +18,9 @@ def test_a_file_is_replaced_whole_and_leaves_nothing_beside_it(tmp_path: Path) -
 def test_of_many_writers_that_create_one_file_exactly_one_succeeds(tmp_path: Path) -> None:
     path = tmp_path / "1.json"
     with ThreadPoolExecutor(8) as pool:
-        won = list(pool.map(lambda number: files.create(path, str(number).encode()), range(32)))
-    assert won.count(True) == 1
-    assert path.read_bytes() == str(won.index(True)).encode()
+        wins = list(pool.map(lambda number: files.create(path, str(number).encode()), range(32)))
+    assert wins.count(True) == 1
+    assert path.read_bytes() == str(wins.index(True)).encode()
     assert [entry.name for entry in tmp_path.iterdir()] == ["1.json"]
 
 
@@ -57,11 +57,11 @@ def test_a_folder_and_a_file_are_fetched_from_a_uri_once(
     source = tmp_path / "source"
     (source / "inner").mkdir(parents=True)
     (source / "inner" / "file.txt").write_text("text")
-    fetched = files.fetch(f"file://{source}")
-    assert fetched.is_relative_to(tmp_path / "cache")
-    assert files.hash_folder(fetched) == files.hash_folder(source)
+    copy = files.fetch(f"file://{source}")
+    assert copy.is_relative_to(tmp_path / "cache")
+    assert files.hash_folder(copy) == files.hash_folder(source)
     assert files.fetch(f"file://{source}/inner/file.txt").read_text() == "text"
-    assert files.fetch(f"file://{source}") == fetched
+    assert files.fetch(f"file://{source}") == copy
     assert files.fetch(str(source)) == source
     with pytest.raises(ArtifactError, match="no such file or folder"):
         files.fetch(f"file://{source}/missing")

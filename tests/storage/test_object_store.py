@@ -1,5 +1,5 @@
-"""Releases in S3. The other side is moto's server, whose PUT looks and writes in two steps: a lock
-makes it one, as S3's is."""
+"""Releases in S3. The server is moto's, whose PUT checks and writes in two steps; a lock joins them
+into one, as in S3."""
 
 import pickle
 import sys
@@ -71,9 +71,11 @@ def test_publishers_and_promoters_at_once_get_a_number_each(folder: Path, uri: s
 def test_of_many_writers_of_one_object_exactly_one_succeeds(uri: str) -> None:
     store = ObjectStore(uri)
     with ThreadPoolExecutor(8) as pool:
-        won = list(pool.map(lambda number: store.create("1.json", str(number).encode()), range(32)))
-    assert won.count(True) == 1
-    assert store.read("1.json") == str(won.index(True)).encode()
+        wins = list(
+            pool.map(lambda number: store.create("1.json", str(number).encode()), range(32))
+        )
+    assert wins.count(True) == 1
+    assert store.read("1.json") == str(wins.index(True)).encode()
 
 
 def test_names_are_those_directly_below_over_every_page_of_a_listing(uri: str) -> None:
@@ -87,9 +89,9 @@ def test_names_are_those_directly_below_over_every_page_of_a_listing(uri: str) -
     assert ObjectStore(uri.rpartition("/some/place")[0]).names("some") == ["place"]
 
 
-@pytest.mark.parametrize(("num_conflicts", "written"), [(2, True), (99, False)])
+@pytest.mark.parametrize(("num_conflicts", "is_written"), [(2, True), (99, False)])
 def test_a_conditional_write_that_meets_another_under_way_is_tried_again_a_few_times(
-    uri: str, monkeypatch: pytest.MonkeyPatch, num_conflicts: int, written: bool
+    uri: str, monkeypatch: pytest.MonkeyPatch, num_conflicts: int, is_written: bool
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     conditions: list[str] = []
@@ -103,7 +105,7 @@ def test_a_conditional_write_that_meets_another_under_way_is_tried_again_a_few_t
         )
 
     s3.instead(monkeypatch, "put_object", conflict)
-    assert ObjectStore(uri).create("1.json", b"x") is written
+    assert ObjectStore(uri).create("1.json", b"x") is is_written
     assert 3 <= len(conditions) <= 10
     assert set(conditions) == {"*"}
 
@@ -117,7 +119,7 @@ def test_a_write_whose_answer_was_lost_and_that_was_repeated_still_counts_as_our
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
     num_lost = 0
 
-    def lost(request: Any, usual: s3.Answer) -> Any:
+    def lose_reply(request: Any, usual: s3.Answer) -> Any:
         nonlocal num_lost
         answer = usual(request)
         if num_lost:
@@ -125,7 +127,7 @@ def test_a_write_whose_answer_was_lost_and_that_was_repeated_still_counts_as_our
         num_lost += 1
         return lose(request)
 
-    s3.instead(monkeypatch, "put_object", lost)
+    s3.instead(monkeypatch, "put_object", lose_reply)
     store = ObjectStore(uri)
     assert store.create("1.json", b"same")
     assert num_lost == 1
@@ -169,7 +171,7 @@ def test_the_manifest_is_written_when_every_other_file_is_there(
             keys.append(
                 [
                     entry["Key"]
-                    for entry in s3.client().list_objects_v2(Bucket=store.bucket)["Contents"]
+                    for entry in s3.client().list_objects_v2(Bucket=store.bucket.name)["Contents"]
                 ]
             )
         return usual(request)
@@ -194,8 +196,8 @@ def test_what_was_changed_in_the_bucket_is_named_and_does_not_reach_the_cache(
     ):
         release.verify()
     release.load()  # from the copy, which is whole
-    (cached,) = (tmp_path / "cache" / "checkpoints").iterdir()
-    cached.rename(tmp_path / "away")
+    (copy,) = (tmp_path / "cache" / "checkpoints").iterdir()
+    copy.rename(tmp_path / "away")
     for attempt in (release.folder, release.load):
         with pytest.raises(ArtifactError, match=r"metrics\.json was changed"):
             attempt()
@@ -234,9 +236,9 @@ def test_a_missing_bucket_is_said(folder: Path, uri: str) -> None:
     with pytest.raises(
         ArtifactError,
         match=r"^s3://no-such-bucket/x: there is no bucket 'no-such-bucket' at http://127",
-    ) as found:
+    ) as info:
         Registry("s3://no-such-bucket/x").publish(folder, "cancer")
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(info.value)
     with pytest.raises(ConfigError, match="s3://: names no bucket"):
         open_store("s3://")
 

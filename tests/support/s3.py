@@ -76,7 +76,7 @@ def _client(endpoint: str) -> Any:
 
 def put(store: ObjectStore, name: str, content: bytes) -> None:
     """Write an object as another writer would, without a condition."""
-    client().put_object(Bucket=store.bucket, Key=store.root + name, Body=content)
+    client().put_object(Bucket=store.bucket.name, Key=store.bucket.prefix + name, Body=content)
 
 
 def refusal(status: int, code: str) -> tuple[int, dict[str, str], str]:

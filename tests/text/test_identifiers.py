@@ -1,10 +1,10 @@
-"""What is masked, and what must not be."""
+"""Identifiers that are masked, and texts that must stay."""
 
 import pytest
 
 from medray.text.identifiers import mask
 
-MASKED = {
+MASKS = {
     "Write to jane.roe+x@clinic.example.org today.": "Write to [EMAIL] today.",
     "Ring +1 (555) 123-4567 or +41 44 668 18 00": "Ring [PHONE] or [PHONE]",
     "Call +44 20 7946 0958 or (555) 123-4567.": "Call [PHONE] or [PHONE].",
@@ -44,12 +44,12 @@ LEFT = [
 ]
 
 
-@pytest.mark.parametrize("text", MASKED)
+@pytest.mark.parametrize("text", MASKS)
 def test_an_identifier_is_replaced_by_its_kind(text: str) -> None:
-    found = mask(text)
-    assert found.text == MASKED[text]
-    assert sum(found.counts.values()) == found.text.count("[") > 0
-    assert mask(found.text).text == found.text
+    masked_text = mask(text)
+    assert masked_text.text == MASKS[text]
+    assert sum(masked_text.counts.values()) == masked_text.text.count("[") > 0
+    assert mask(masked_text.text).text == masked_text.text
 
 
 @pytest.mark.parametrize("text", LEFT)
@@ -59,21 +59,21 @@ def test_what_medicine_writes_with_digits_and_capitals_is_left(text: str) -> Non
 
 
 def test_counts_are_by_kind() -> None:
-    found = mask("Dr. Roe (a@b.org, c@d.org) on 2021-03-12")
-    assert found.counts == {"email": 2, "date": 1, "name": 1}
+    masked_text = mask("Dr. Roe (a@b.org, c@d.org) on 2021-03-12")
+    assert masked_text.counts == {"email": 2, "date": 1, "name": 1}
 
 
 def test_a_place_in_the_masked_text_is_one_in_the_original() -> None:
     text = "Mr. Jonathan Q. Longname has asthma since 12/03/2021 and eczema."
-    found = mask(text)
+    masked_text = mask(text)
     for word in ("has", "asthma", "since", "eczema", "."):
-        start = found.text.rindex(word)
-        begin, end = found.original(start, start + len(word))
+        start = masked_text.text.rindex(word)
+        begin, end = masked_text.original(start, start + len(word))
         assert text[begin:end] == word
-    start = found.text.index("[NAME]")
-    assert text[slice(*found.original(start + 2, start + 4))] == "Jonathan Q. Longname"
+    start = masked_text.text.index("[NAME]")
+    assert text[slice(*masked_text.original(start + 2, start + 4))] == "Jonathan Q. Longname"
     assert (
-        text[slice(*found.original(start, start + len("[NAME] has asthma")))]
+        text[slice(*masked_text.original(start, start + len("[NAME] has asthma")))]
         == "Jonathan Q. Longname has asthma"
     )
-    assert found.original(0, len(found.text)) == (0, len(text))
+    assert masked_text.original(0, len(masked_text.text)) == (0, len(text))

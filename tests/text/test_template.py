@@ -28,19 +28,19 @@ def test_any_delimited_or_jsonl_file_makes_its_text_by_a_template(tmp_path: Path
         "".join(json.dumps(row) + "\n" for row in [{"q": "Is it? ", "c": " so", "label": "yes"}])
     )
     for name in ("csv", "jsonl"):
-        asked = plugin_options(
+        format_options = plugin_options(
             "data.formats",
             f"name={'delimited' if name == 'csv' else name},path={tmp_path}/a.{name},"
             "template='C={c} Q={q}'",
         )
-        rows = list(plugins.find("data.formats", asked.name).read(asked))
+        rows = list(plugins.find("data.formats", format_options.name).read(format_options))
         assert (rows[0].text, rows[0].labels, rows[0].metadata) == ("C=so Q=Is it?", ("yes",), {})
         assert [row.text for row in rows[1:]] == [""] * (
             name == "csv"
         )  # nothing to fill in is an empty text, which is set aside
         with pytest.raises(DataError, match="cannot be split"):
-            plugins.find("data.formats", asked.name).write(
-                rows, asked.model_copy(update={"path": str(tmp_path / "b")})
+            plugins.find("data.formats", format_options.name).write(
+                rows, format_options.model_copy(update={"path": str(tmp_path / "b")})
             )
 
 
@@ -50,8 +50,8 @@ def test_text_and_template_exclude_each_other_and_a_missing_column_is_named(tmp_
     with pytest.raises(ValueError, match="names no column"):
         plugin_options("data.formats", "name=jsonl,path=a,template=b")
     (tmp_path / "a.csv").write_text("q,label\na,b\n")
-    asked = plugin_options(
+    format_options = plugin_options(
         "data.formats", f"name=delimited,path={tmp_path}/a.csv,template='{{qestion}}'"
     )
-    (sentence,) = plugins.find("data.formats", "delimited").check(asked)
+    (sentence,) = plugins.find("data.formats", "delimited").check(format_options)
     assert "names 'qestion'; allowed: label, q" in sentence

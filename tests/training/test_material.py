@@ -31,7 +31,7 @@ def test_rows_on_disk_encoded_in_pieces_are_those_of_memory(
     whole = gathered(study, tmp_path / "whole")
     monkeypatch.setenv("MEDRAY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(reading, "LARGE_BYTES", 0)
-    monkeypatch.setattr(examples, "_BATCH", 4)
+    monkeypatch.setattr(examples, "BATCH", 4)
     monkeypatch.setattr(minhash, "sign_table", signed_here)
     monkeypatch.setattr(material, "_PIECE", 5)
     monkeypatch.setattr(material, "_BATCH", 3)
