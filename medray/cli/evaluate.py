@@ -3,9 +3,11 @@
 from typing import Annotated, Literal
 
 import typer
+from pydantic_core import to_jsonable_python
 
 from medray.cli.arguments import Configs, StudyStorage, load
 from medray.cli.output import Json, Output, Quiet
+from medray.errors import GateError, UsageError
 
 app = typer.Typer()
 
@@ -28,6 +30,21 @@ def evaluate(
             help="the rows to evaluate on; `all` is for data that did not train the model"
         ),
     ] = "test",
+    at_least: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METRIC=VALUE",
+            help="gate: exit with status 3 if the metric is lower; repeat it for several",
+        ),
+    ] = None,
+    not_worse_than: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RELEASE",
+            help="gate: exit with status 3 if this release is better on the same rows; repeat it "
+            "for several",
+        ),
+    ] = None,
     storage_path: StudyStorage = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -40,9 +57,14 @@ def evaluate(
     from medray.storage import files
 
     out = Output.start(as_json, quiet)
+    minimums = dict(_minimum(option) for option in at_least or ())
     study = load(arguments)
     log_dir = files.absolute(study.storage_path) / "test_log"
     base = next((base for base in study.base_models if base.source == model), None)
+    if base and not_worse_than:
+        raise UsageError(
+            f"--not-worse-than applies to a release, and {model} is a base model; drop it"
+        )
     if base:
         evaluation = evaluate_base_model(study.trial(base), split, log_dir=log_dir)
     else:
@@ -52,7 +74,9 @@ def evaluate(
             split,
             storage_path=storage_path or study.storage_path,
             log_dir=log_dir,
+            against=not_worse_than or (),
         )
+    refusals = evaluation.refusals(minimums)
     values = evaluation.metrics.values
     spread = (
         f" (95 % interval {evaluation.interval.low:.3f} to {evaluation.interval.high:.3f})"
@@ -65,9 +89,22 @@ def evaluate(
         else ()
     )
     out.result(
-        evaluation,
+        {**to_jsonable_python(evaluation, inf_nan_mode="null"), "refusals": refusals},
         f"{evaluation.of} on {evaluation.metrics.num_rows} {split} rows: {evaluation.metric} "
         f"{values[evaluation.metric]:.4f}{spread}",
         *(f"  {name} {value:.4f}" for name, value in values.items()),
         *sentences,
     )
+    if refusals:
+        raise GateError("\n".join(refusals))
+
+
+def _minimum(option: str) -> tuple[str, float]:
+    metric, _, value = option.partition("=")
+    try:
+        return metric, float(value)
+    except ValueError:
+        raise UsageError(
+            f"--at-least {option}: is not of the form METRIC=VALUE; write for example "
+            "--at-least f1_macro=0.9"
+        ) from None

@@ -1,7 +1,7 @@
 """Evaluate a release, a checkpoint or a base model on labeled rows: metrics and their intervals."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,10 +12,10 @@ from medray.config.study import DataConfig, TrialConfig
 from medray.data import dataset as datasets
 from medray.data.dataset import Dataset
 from medray.data.minhash import hash_rows
-from medray.errors import ConfigError
+from medray.errors import ConfigError, suggest
 from medray.evaluation.analysis import SplitAnalysis
-from medray.evaluation.bootstrap import Interval, interval
-from medray.evaluation.metrics import Metrics
+from medray.evaluation.bootstrap import Comparison, Interval, compare, interval
+from medray.evaluation.metrics import Metrics, higher_is_better
 from medray.evaluation.slices import Slicer
 from medray.records import AS_IT_IS, CalibrationRecord
 from medray.registry import loading
@@ -35,6 +35,17 @@ _MOST_IDS = 5  # of rows in an error message
 
 
 @dataclass(frozen=True)
+class ReleaseComparison:
+    other: str  # name@version, or a checkpoint's folder
+    comparison: Comparison  # of the release's metric: the release minus the other
+
+    def is_worse(self, metric: str) -> bool:
+        """Return whether the rows show that the release is worse than the other."""
+        is_lower = self.comparison.difference < 0
+        return not self.comparison.is_tie and is_lower == higher_is_better(metric)
+
+
+@dataclass(frozen=True)
 class ReleaseEvaluation:
     of: str  # name@version, a checkpoint's folder, or a base model
     part: EvaluationSplit
@@ -44,17 +55,59 @@ class ReleaseEvaluation:
     num_openings: int | None  # of these test labels, with this one
     calibration: CalibrationRecord  # of the release
     analysis: SplitAnalysis | None  # None for a task that generates text
+    comparisons: tuple[ReleaseComparison, ...] = ()  # with other releases on the same rows
+
+    def refusals(self, at_least: Mapping[str, float]) -> list[str]:
+        """Return a sentence for each gate that refuses the release: metrics below their minimum,
+        and other releases that are better."""
+        rows = f"{self.metrics.num_rows} {self.part} rows"
+        sentences = []
+        for metric, minimum in at_least.items():
+            if metric not in self.metrics.values or not higher_is_better(metric):
+                metrics = [name for name in self.metrics.values if higher_is_better(name)]
+                raise ConfigError(
+                    f"--at-least {metric}={minimum:g}: unknown metric; {suggest(metric, metrics)}"
+                )
+            value = self.metrics.values[metric]
+            if not value >= minimum:  # a NaN is refused too
+                sentences.append(
+                    f"{self.of}: {metric} is {value:.4f} on {rows}, below --at-least {minimum:g}"
+                )
+        return sentences + [
+            f"{self.of}: {self.metric} is worse than that of {pair.other} on the same {rows}: the "
+            f"difference is {pair.comparison.difference:.4f} (95 % interval "
+            f"{pair.comparison.low:.4f} to {pair.comparison.high:.4f})"
+            for pair in self.comparisons
+            if pair.is_worse(self.metric)
+        ]
 
 
 def evaluate(
-    of: str, data: DataConfig, part: EvaluationSplit, *, storage_path: str, log_dir: Path
+    of: str,
+    data: DataConfig,
+    part: EvaluationSplit,
+    *,
+    storage_path: str,
+    log_dir: Path,
+    against: Sequence[str] = (),
 ) -> ReleaseEvaluation:
-    """Predict the rows without their labels, then read the labels and score."""
+    """Predict the rows without their labels, then read the labels and score. Compare the release
+    with those in `against` on the same rows."""
     release = _load(of, storage_path)
     dataset = datasets.load(data, release.task.options.bring)
     _check_unseen(release, dataset, part)
+    others = [_load(reference, storage_path) for reference in against]
+    for other in others:
+        _check_unseen(other, dataset, part)
     return _evaluate(
-        release.reference, release.task, release.engine, release.calibration, dataset, part, log_dir
+        release.reference,
+        release.task,
+        release.engine,
+        release.calibration,
+        dataset,
+        part,
+        log_dir,
+        others,
     )
 
 
@@ -83,13 +136,24 @@ def _evaluate(
     dataset: Dataset,
     part: EvaluationSplit,
     log_dir: Path,
+    others: Sequence[LoadedRelease] = (),
 ) -> ReleaseEvaluation:
     rows = _rows(dataset, part)
     predictions = task.predict(engine, rows)
+    predictions_of_others = [other.task.predict(other.engine, rows) for other in others]
     examples, num_openings = _labels(dataset, rows, part, log_dir, f"evaluate {name}")
     metric = task.options.metric
     metrics = task.score(predictions, examples)
     results = tasks.results(task, predictions, examples)
+    comparisons = []
+    for other, of_other in zip(others, predictions_of_others, strict=True):
+        second = tasks.results(other.task, of_other, examples)
+        if not results.same_rows(second):
+            raise ConfigError(
+                f"{other.reference}: its task or labels differ from those of {name}; compare "
+                "releases of one task"
+            )
+        comparisons.append(ReleaseComparison(other.reference, compare(results, second, metric)))
     return ReleaseEvaluation(
         name,
         part,
@@ -99,6 +163,7 @@ def _evaluate(
         num_openings,
         calibration,
         examine(task, part, predictions, examples, calibration, Slicer.of(examples)),
+        tuple(comparisons),
     )
 
 
