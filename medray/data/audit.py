@@ -160,6 +160,25 @@ def alike_labels(labels: Iterable[str]) -> list[list[str]]:
     return [sorted(group) for group in groups.values() if len(group) > 1]
 
 
+@dataclass
+class _Tally:
+    """Counts over rows, of which none is kept."""
+
+    labels: Counter[str] = field(default_factory=Counter)
+    sets: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    languages: Counter[str] = field(default_factory=Counter)
+    num_words: "array[int]" = field(default_factory=lambda: array("l"))
+    num_mentions: int = 0
+
+    def add(self, example: Example, *, with_language: bool) -> None:
+        self.labels.update(example.labels)
+        self.sets[_labels(example)] += 1
+        self.num_words.append(len(example.text.split()))
+        self.num_mentions += len(example.mentions)
+        if with_language:
+            self.languages[language.guess(example.text)] += 1
+
+
 def audit(
     examples: Sequence[Example],
     duplicates: Duplicates,
@@ -179,16 +198,9 @@ def audit(
     groups, alike = duplicates.exact, _clusters(duplicates)
     in_several = {row for rows in (*groups, *alike) for row in rows}
     outlines: dict[int, Example] = {}  # duplicates, without their texts
-    labels, languages, num_words = Counter[str](), Counter[str](), array("l")
-    sets: Counter[tuple[str, ...]] = Counter()
-    num_mentions, step = 0, math.ceil(len(examples) / _LANGUAGE_ROWS)
+    tally, step = _Tally(), math.ceil(len(examples) / _LANGUAGE_ROWS)
     for row, example in enumerate(examples):  # one pass: millions of rows may be on disk
-        labels.update(example.labels)
-        sets[_labels(example)] += 1
-        num_words.append(len(example.text.split()))
-        num_mentions += len(example.mentions)
-        if row % step == 0:
-            languages[language.guess(example.text)] += 1
+        tally.add(example, with_language=row % step == 0)
         if row in in_several:
             outlines[row] = replace(example, text="", metadata={})
         if progress:
@@ -198,14 +210,14 @@ def audit(
         len(rows) - max(Counter(_labels(outlines[row]) for row in rows).values())
         for rows in conflicting
     )
-    majority, most = max(sets.items(), key=lambda item: (item[1], _label_name(item[0])))
+    majority, most = max(tally.sets.items(), key=lambda item: (item[1], _label_name(item[0])))
     share = most / len(examples)
     sides = Counter(splits.values())
     return Audit(
         num_rows=len(examples),
         num_empty=num_empty,
         num_unlabelled=num_unlabelled,
-        labels=dict(sorted(labels.items())),
+        labels=dict(sorted(tally.labels.items())),
         splits={side: sides[side] for side in ("train", "validation", "test")},
         tokens={
             source: TokenCounts.of(counts, max_length) for source, counts in (lengths or {}).items()
@@ -222,12 +234,12 @@ def audit(
         accuracy_ceiling=1 - num_wrong / len(examples),
         majority_label=_label_name(majority),
         majority_accuracy=share,
-        majority_f1_macro=constant_f1(labels, majority, len(examples)),
+        majority_f1_macro=constant_f1(tally.labels, majority, len(examples)),
         num_corrected=num_corrected,
-        num_mentions=num_mentions,
+        num_mentions=tally.num_mentions,
         terms=tuple(sorted(set(terms))),
-        words=WordCounts.of(num_words),
-        languages=dict(languages),
+        words=WordCounts.of(tally.num_words),
+        languages=dict(tally.languages),
     )
 
 

@@ -55,22 +55,10 @@ class Dataset:
         bring: Bring | None = None,
     ) -> None:
         outlines = example_rows.outlines(source.examples)
-        by_side: dict[Split, Sequence[Example]] = {}
-        for side in SPLITS:
-            option, limit = (
-                ("data.limit", config.limit)
-                if side == "train"
-                else ("data.evaluation_rows", config.evaluation_rows)
-            )
-            rows = [row for row, row_side in enumerate(sides) if row_side == side]
-            if limit is not None:
-                rows = [
-                    rows[at]
-                    for at in limit_rows(
-                        [outlines[row] for row in rows], limit, config.split.seed, option, side
-                    )
-                ]
-            by_side[side] = example_rows.take(source.examples, rows)
+        by_side: dict[Split, Sequence[Example]] = {
+            side: example_rows.take(source.examples, _rows_on(side, outlines, sides, config))
+            for side in SPLITS
+        }
         task_rows = bring(len(by_side["train"])) if bring else []
         self.task_row_ids = frozenset(example.id for example in task_rows)
         self.train, self.validation, self._test = (
@@ -185,6 +173,22 @@ class Dataset:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
         return TestSet(self._test, len(before) + 1)
+
+
+def _rows_on(
+    side: Split, outlines: Sequence[Example], sides: Sequence[Split | None], config: DataConfig
+) -> list[int]:
+    """Return the positions of a side's rows, at most as many as the configuration allows."""
+    option, limit = (
+        ("data.limit", config.limit)
+        if side == "train"
+        else ("data.evaluation_rows", config.evaluation_rows)
+    )
+    rows = [row for row, row_side in enumerate(sides) if row_side == side]
+    if limit is None:
+        return rows
+    own = [outlines[row] for row in rows]
+    return [rows[at] for at in limit_rows(own, limit, config.split.seed, option, side)]
 
 
 def _side(example: Example) -> Split:

@@ -150,7 +150,7 @@ def _plain(text: str) -> str:
 
 
 def _value(value: Any) -> str:
-    """YAML on one line, quoted where it must be."""
+    """Return a value as YAML on one line, quoted if necessary."""
     return yaml.safe_dump(
         [value], default_flow_style=True, allow_unicode=True, width=10**9
     ).strip()[1:-1]

@@ -22,20 +22,20 @@ from medray.errors import DataError
 from medray.errors.redaction import redact
 from medray.storage import files as storage
 
-_ELSEWHERE = re.compile(r"(s3|gs|gcs|abfss?|hdfs|https?)://", re.IGNORECASE)
+_REMOTE = re.compile(r"(s3|gs|gcs|abfss?|hdfs|https?)://", re.IGNORECASE)
 _USER = re.compile(r"://[^/]*@")
 _BLOCK = 1 << 20
 _PATIENCE_S = 60.0
 
 
-def is_elsewhere(place: str) -> bool:
+def is_remote(place: str) -> bool:
     """Return whether a place is a URI or holds a reference to one."""
-    return _ELSEWHERE.match(place) is not None or has_reference(place)
+    return _REMOTE.match(place) is not None or has_reference(place)
 
 
 def localize(options: PluginOptions) -> PluginOptions:
     """Return the options with a local path in place of each URI; the data is copied if needed."""
-    remote = {name: place for name, place in places(options).items() if is_elsewhere(place)}
+    remote = {name: place for name, place in places(options).items() if is_remote(place)}
     return (
         options.model_copy(update={name: str(pull(uri)) for name, uri in remote.items()})
         if remote
@@ -54,7 +54,7 @@ def pull(uri: str) -> Path:
     changed."""
     with resolved(uri) as whole:
         address = redact(uri) if has_reference(uri) else _public_address(uri)
-        if not _ELSEWHERE.match(whole):
+        if not _REMOTE.match(whole):
             return Path(whole)  # a reference to a local path
         return (
             _over_http(whole, address)

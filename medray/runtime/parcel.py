@@ -12,7 +12,7 @@ import yaml
 from medray.config.files import put
 from medray.config.load import load_study
 from medray.config.study import StudyConfig
-from medray.data.remote import is_elsewhere
+from medray.data.remote import is_remote
 from medray.errors import ConfigError, redaction
 from medray.storage import checkpoint, files
 
@@ -72,10 +72,10 @@ def _stage_data(
     """Copy the data files that are sent and change their settings; yield what is wrong with the
     others."""
     for setting, value in _data_files(raw):
-        is_remote = setting == "data.format.path" and getattr(
-            study.data.format, "lies_elsewhere", False
-        )
-        if is_remote or (setting.startswith("data.format.") and is_elsewhere(value)):
+        is_path = setting == "data.format.path"
+        if is_path and getattr(study.data.format, "is_remote", False):
+            continue  # the nodes pull it
+        if setting.startswith("data.format.") and is_remote(value):
             continue  # the nodes pull it
         source = Path(value).expanduser()
         if parcel.upload_data and source.exists():

@@ -129,11 +129,11 @@ def mask(text: str) -> MaskedText:
 
 def _spans(text: str) -> list[tuple[int, int, Kind]]:
     """Return the spans to mask, in order and without overlaps."""
-    is_masked, spans = bytearray(len(text)), []
+    flags, spans = bytearray(len(text)), []
     for kind, pattern in _PATTERNS:
         for match in pattern.finditer(text):
             start, end = match.span("it")
-            if is_masked.find(1, start, end) < 0:
-                is_masked[start:end] = b"\1" * (end - start)
+            if flags.find(1, start, end) < 0:
+                flags[start:end] = b"\1" * (end - start)
                 spans.append((start, end, kind))
     return sorted(spans)

@@ -104,8 +104,8 @@ def test_what_cannot_be_loaded_is_a_sentence(
     hub = options("owner/name", config="pqa_labeled", revision="abc")
     assert protocol.check(hub) == ["owner/name: datasets cannot load it: no network"]
     assert requests[0] == (("owner/name", "pqa_labeled"), {"revision": "abc"})
-    assert hub.lies_elsewhere
-    assert not options(tmp_path).lies_elsewhere
+    assert hub.is_remote
+    assert not options(tmp_path).is_remote
     module = plugins.find("data.formats", "hub")
     with pytest.raises(ConfigError, match="cannot write to the Hub"):
         module.write([Example("a", "b")], hub)

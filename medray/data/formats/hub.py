@@ -40,7 +40,7 @@ class Options(ColumnOptions):
     )
 
     @property
-    def lies_elsewhere(self) -> bool:
+    def is_remote(self) -> bool:
         return not Path(self.path).exists()
 
 

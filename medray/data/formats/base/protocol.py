@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from medray import plugins
 from medray.config.schema import PluginOptions, Section
-from medray.data.remote import is_elsewhere, localize
+from medray.data.remote import is_remote, localize
 from medray.errors import ConfigError, DataError
 from medray.text.template import Template, check_no_answer
 from medray.types import Example
@@ -108,9 +108,9 @@ class FormatOptions(PluginOptions):
     )
 
     @property
-    def lies_elsewhere(self) -> bool:
+    def is_remote(self) -> bool:
         """Whether the data is remote, so that every node can read it without this machine."""
-        return is_elsewhere(self.path)
+        return is_remote(self.path)
 
     def form(self) -> Form:
         return Form()
