@@ -104,9 +104,9 @@ def wait_until_served(process: "subprocess.Popen[bytes]") -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    chosen = [Path(word).resolve() for word in arguments if word != "--slow"] or pages()
+    paths = [Path(word).resolve() for word in arguments if word != "--slow"] or pages()
     num_blocks = 0
-    for block in (block for page in chosen for block in blocks(page)):
+    for block in (block for page in paths for block in blocks(page)):
         if not block.mark.startswith("ci:") or (block.mark == "ci: slow") != (
             "--slow" in arguments
         ):

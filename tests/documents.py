@@ -3,7 +3,7 @@ medray does it, from the tests that show it.
 
 A test declares the promise that it shows: `@pytest.mark.document("002", "a promise as SYSTEMS has
 it", where="jobs/study.py")`, with `how="…"` where it is kept in another way than the document's. A
-promise that is not kept stands in NOT_KEPT with the reason."""
+promise that is not kept stands in EXCEPTIONS with the reason."""
 
 import ast
 import sys
@@ -168,7 +168,7 @@ SYSTEMS = {
     ),
 }
 
-NOT_KEPT = (
+EXCEPTIONS = (
     Row(
         "003",
         "a GPU of 6 GB suffices",
@@ -206,10 +206,10 @@ NOT_KEPT = (
 
 
 def rows() -> list[Row]:
-    return [*NOT_KEPT, *shown()]
+    return [*EXCEPTIONS, *from_tests()]
 
 
-def shown() -> Iterator[Row]:
+def from_tests() -> Iterator[Row]:
     """A row for each mark of each test; the files are parsed, not imported."""
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         text = path.read_text(encoding="utf-8")
@@ -222,62 +222,62 @@ def read(text: str, file: str) -> Iterator[Row]:
         if isinstance(test, ast.FunctionDef) and test.name.startswith("test_"):
             for mark in test.decorator_list:
                 if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.document":
-                    document, promise = (ast.literal_eval(given) for given in mark.args)
-                    given = {
+                    document, promise = (ast.literal_eval(values) for values in mark.args)
+                    values = {
                         str(option.arg): ast.literal_eval(option.value) for option in mark.keywords
                     }
-                    state = f"kept otherwise: {given['how']}" if "how" in given else "kept"
-                    yield Row(document, promise, given["where"], f"{state} ([test](../{file}))")
+                    state = f"kept otherwise: {values['how']}" if "how" in values else "kept"
+                    yield Row(document, promise, values["where"], f"{state} ([test](../{file}))")
 
 
-def mistakes(found: list[Row]) -> list[str]:
+def mistakes(entries: list[Row]) -> list[str]:
     """Promises without a row, with two, and rows of promises that no document has."""
-    promised = [
+    promises = [
         (number, promise) for number, system in SYSTEMS.items() for promise in system.promises
     ]
-    counted = Counter((row.document, row.promise) for row in found)
+    counts = Counter((row.document, row.promise) for row in entries)
     return [
         *(
             f"{number}: no row: {promise}"
-            for number, promise in promised
-            if not counted[number, promise]
+            for number, promise in promises
+            if not counts[number, promise]
         ),
         *(
             f"{number}: {count} rows: {promise}"
-            for (number, promise), count in counted.items()
+            for (number, promise), count in counts.items()
             if count > 1
         ),
         *(
             f"{number}: not a promise: {promise}"
-            for number, promise in counted
-            if (number, promise) not in promised
+            for number, promise in counts
+            if (number, promise) not in promises
         ),
     ]
 
 
-def render(found: list[Row]) -> str:
-    by_promise = {(row.document, row.promise): row for row in found}
+def render(entries: list[Row]) -> str:
+    by_promise = {(row.document, row.promise): row for row in entries}
     lines = [INTRO]
     for number, system in SYSTEMS.items():
-        kept = [by_promise[number, promise] for promise in system.promises]
+        entries_of_system = [by_promise[number, promise] for promise in system.promises]
         lines += [
             f"## {number}: {system.what}",
             "",
             "| promise | where | state |",
             "| --- | --- | --- |",
         ]
-        lines += [f"| {row.promise} | {row.where} | {row.state} |" for row in kept]
+        lines += [f"| {row.promise} | {row.where} | {row.state} |" for row in entries_of_system]
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
 
 def main() -> int:
-    found = rows()
-    if wrong := mistakes(found):
+    entries = rows()
+    if wrong := mistakes(entries):
         print("\n".join(wrong))
         return 1
-    PAGE.write_text(render(found), encoding="utf-8")
-    print(f"{PAGE.relative_to(ROOT)}: {len(found)} promises, {len(NOT_KEPT)} not kept")
+    PAGE.write_text(render(entries), encoding="utf-8")
+    print(f"{PAGE.relative_to(ROOT)}: {len(entries)} promises, {len(EXCEPTIONS)} not kept")
     return 0
 
 

@@ -250,9 +250,9 @@ def computes_f1(tree: ast.Module) -> bool:
     r)) or calls a library's F1.
 
     A division is `/`, or a call of a function whose name ends in `ratio` or `divide`. Names that
-    stand for a doubled value are followed within the file. What is only scaled (`2 * low / 3`) is
+    stand for a doubles value are followed within the file. What is only scaled (`2 * low / 3`) is
     none: the divisor is a sum, a name or a call."""
-    doubled = {
+    doubles = {
         target.id
         for node in ast.walk(tree)
         if isinstance(node, ast.Assign) and _is_doubled(node.value, frozenset())
@@ -261,35 +261,35 @@ def computes_f1(tree: ast.Module) -> bool:
     }
     for node in ast.walk(tree):
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
-            if _is_doubled(node.left, doubled) and not isinstance(node.right, ast.Constant):
+            if _is_doubled(node.left, doubles) and not isinstance(node.right, ast.Constant):
                 return True
         elif isinstance(node, ast.Call):
             name = ast.unparse(node.func).rpartition(".")[2]
             if name in F1_FUNCTIONS or (
                 name.endswith(("ratio", "divide"))
                 and node.args
-                and _is_doubled(node.args[0], doubled)
+                and _is_doubled(node.args[0], doubles)
             ):
                 return True
     return False
 
 
-def _is_doubled(node: ast.expr, doubled: Iterable[str]) -> bool:
+def _is_doubled(node: ast.expr, doubles: Iterable[str]) -> bool:
     """`2 * x`, `multiply(2, x)`, a name of either, or the sum or a part of one."""
     match node:
         case ast.Constant(value=value):
             return type(value) in (int, float) and value == 2
         case ast.Name(id=name):
-            return name in doubled
+            return name in doubles
         case (
             ast.BinOp(left=ast.BinOp(left=first, op=ast.Mult()), op=ast.Mult())
             | ast.BinOp(left=first, op=ast.Mult())
         ):
-            return _is_doubled(first, doubled)  # of a product of two or three, that is
+            return _is_doubled(first, doubles)  # of a product of two or three, that is
         case ast.Call(func=ast.Attribute(attr="sum", value=value)) | ast.Subscript(value=value):
-            return _is_doubled(value, doubled)
+            return _is_doubled(value, doubles)
         case ast.Call(func=ast.Attribute(attr="multiply"), args=[first, *_]):
-            return _is_doubled(first, doubled)
+            return _is_doubled(first, doubles)
     return False
 
 
@@ -317,20 +317,20 @@ def table(house: House) -> str:
     """CONTRIBUTING's table of layers, from pyproject.toml."""
     rows = ["| layer | parts of `medray` |", "| ---: | --- |"]
     for number, layer in zip(range(len(house.layers), 0, -1), house.layers, strict=True):
-        rows.append(f"| {number} | {_quoted(layer)} |")
+        rows.append(f"| {number} | {_in_backticks(layer)} |")
     for contract in house.contracts:
         if contract["type"] == "forbidden":
             rows += [
                 "",
                 (
-                    f"These import none of {_quoted(contract['forbidden_modules'])}: "
-                    f"{_quoted(contract['source_modules'])}."
+                    f"These import none of {_in_backticks(contract['forbidden_modules'])}: "
+                    f"{_in_backticks(contract['source_modules'])}."
                 ),
             ]
     return "\n".join([*rows, ""])
 
 
-def _quoted(names: Iterable[str]) -> str:
+def _in_backticks(names: Iterable[str]) -> str:
     return ", ".join(f"`{name.removeprefix('medray.')}`" for name in names)
 
 
@@ -360,9 +360,9 @@ def show(house: House) -> Iterator[str]:
     )
     yield f"single modules at the top: {len(house.single)}"
     yield f"layers: {len(house.layers)}"
-    yield f"circles of modules: {len(house.circles)}{_listed(house.circles)}"
-    yield f"circles of parts: {len(house.circles_of_parts)}{_listed(house.circles_of_parts)}"
-    yield f"imports that go up: {len(house.upward)}{_listed([name] for name in house.upward)}"
+    yield f"circles of modules: {len(house.circles)}{_as_lines(house.circles)}"
+    yield f"circles of parts: {len(house.circles_of_parts)}{_as_lines(house.circles_of_parts)}"
+    yield f"imports that go up: {len(house.upward)}{_as_lines([name] for name in house.upward)}"
     yield f"modules that one other imports: {by_one}"
     yield (
         f"largest file at {COLUMNS} columns: {largest.num_lines} lines, "
@@ -381,7 +381,7 @@ def show(house: House) -> Iterator[str]:
     )
     yield (
         "files that compute an F1: "
-        f"{len(house.f1_files)}{_listed([name] for name in house.f1_files)}"
+        f"{len(house.f1_files)}{_as_lines([name] for name in house.f1_files)}"
     )
     yield f"names that are participles: {participles.total()} in {len(participles)} different ones"
     yield "  " + ", ".join(f"{name} {count}" for name, count in participles.most_common(12))
@@ -403,7 +403,7 @@ def show(house: House) -> Iterator[str]:
     )
 
 
-def _listed(groups: Iterable[list[str]]) -> str:
+def _as_lines(groups: Iterable[list[str]]) -> str:
     return "".join(f"\n  {' '.join(group)}" for group in groups)
 
 

@@ -50,8 +50,8 @@ MUTATIONS = (
     Mutation(
         "a test row is in train",
         "medray/data/dataset.py",
-        "        self._examples = example_rows.followed_by(held.examples, brought)\n",
-        "        self._examples = example_rows.followed_by(held.examples, brought)\n        "
+        "        self._examples = example_rows.followed_by(source.examples, task_rows)\n",
+        "        self._examples = example_rows.followed_by(source.examples, task_rows)\n        "
         "self.train = [*self.train, self._test[0]]\n",
         "tests/data/test_dataset.py tests/training/test_trial.py",
     ),
@@ -117,8 +117,8 @@ MUTATIONS = (
     Mutation(
         "a released file that was changed is not noticed",
         "medray/storage/checkpoint.py",
-        "if hashes.get(name) != wanted]",
-        "if False]",
+        "if hashes.get(name) != file_hash\n        ]",
+        "if False\n        ]",
         "tests/registry/test_registry.py tests/storage/test_checkpoint.py",
     ),
     Mutation(
@@ -216,7 +216,7 @@ MUTATIONS = (
 
 
 def main(words: list[str]) -> int:
-    survived = 0
+    num_survivors = 0
     for mutation in MUTATIONS:
         if words and not any(word in mutation.what for word in words):
             continue
@@ -245,20 +245,20 @@ def main(words: list[str]) -> int:
                 *mutation.tests.split(),
             ]
             environment = os.environ | {"PYTHONPATH": folder}
-            done = subprocess.run(
+            process = subprocess.run(
                 command, cwd=folder, capture_output=True, text=True, env=environment
             )
-        failed = [
+        failing_tests = [
             line.split(" - ")[0].removeprefix("FAILED ")
-            for line in done.stdout.splitlines()
+            for line in process.stdout.splitlines()
             if line.startswith("FAILED")
         ]
-        survived += not failed
-        outcome = f"SURVIVED, pytest exit status {done.returncode}"
-        if failed:
-            outcome = f"caught by {failed[0]}"
+        num_survivors += not failing_tests
+        outcome = f"SURVIVED, pytest exit status {process.returncode}"
+        if failing_tests:
+            outcome = f"caught by {failing_tests[0]}"
         print(f"{mutation.what}: {outcome}", flush=True)
-    return 1 if survived else 0
+    return 1 if num_survivors else 0
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ OTHERS = (
     "seed shed sled speed succeed weed"
 )
 # The field's word, the architecture's word for a thing, or a name that another protocol gives.
-ALLOWED = {
+EXCEPTIONS = {
     "calibrated", "created", "distributed", "encoded", "hidden", "prepared", "served",
     "abstained", "ranked",  # keys of the service's answers
     "answered", "merged", "unmerged",  # keys of a release's record
@@ -92,7 +92,7 @@ def is_participle(name: str) -> bool:
         return False
     words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", name)
     last = words[-1].lower() if words else ""
-    if last in OTHERS.split() or last in ALLOWED or name in ALLOWED:
+    if last in OTHERS.split() or last in EXCEPTIONS or name in EXCEPTIONS:
         return False
     return last in IRREGULAR.split() or (last.endswith("ed") and len(last) > 3)
 
@@ -123,7 +123,7 @@ def files_of_two_meanings(paths: Sequence[Path]) -> dict[str, list[Path]]:
     for path in paths:
         if path.stem not in SEAM_FILES and path.parent.name != "cli":
             places[path.stem].append(path)
-    return {name: found for name, found in sorted(places.items()) if len(found) > 1}
+    return {name: paths for name, paths in sorted(places.items()) if len(paths) > 1}
 
 
 def trees(places: Sequence[Path]) -> dict[Path, ast.Module]:
@@ -136,8 +136,8 @@ def trees(places: Sequence[Path]) -> dict[Path, ast.Module]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parsed = trees([Path(argument).resolve() for argument in arguments] or [ROOT / "medray"])
-    bound = [entry for path, tree in parsed.items() for entry in participles(path, tree)]
+    modules = trees([Path(argument).resolve() for argument in arguments] or [ROOT / "medray"])
+    bound = [entry for path, tree in modules.items() for entry in participles(path, tree)]
     for entry in bound:
         print(f"{entry.path.relative_to(ROOT)}:{entry.line}: {entry.name}")
     package = trees([ROOT / "medray"])

@@ -72,46 +72,46 @@ def service_page() -> str:
 
 def section_lines(path: str, schema: Schema, defs: Schema) -> Iterator[str]:
     """A heading and table for one section, and then for each section inside it."""
-    nested: list[tuple[str, Schema]] = []
+    inner_sections: list[tuple[str, Schema]] = []
     if path:
         depth = path.removesuffix(".*").count(".")
         yield from (f"{'#' * min(2 + depth, 4)} {path}", "")
     if text := schema.get("description"):
         yield from (" ".join(text.split()), "")
     yield from ("| key | type | default | meaning |", "| --- | --- | --- | --- |")
-    required = schema.get("required", ())
+    required_keys = schema.get("required", ())
     for key, field in schema.get("properties", {}).items():
-        dotted = f"{path}.{key}" if path else key
-        inner = sections_of(dotted, field, defs)
-        nested += inner
-        default = "required" if key in required else default_of(field, has_section=bool(inner))
+        key_path = f"{path}.{key}" if path else key
+        inner = sections_of(key_path, field, defs)
+        inner_sections += inner
+        default = "required" if key in required_keys else default_of(field, has_section=bool(inner))
         kind = section_link(inner[0][0]) if inner else type_of(field, defs)
-        described = field if "description" in field or len(inner) != 1 else inner[0][1]
-        meaning = " ".join(described.get("description", SECTIONS.get(dotted, "")).split())
+        source = field if "description" in field or len(inner) != 1 else inner[0][1]
+        meaning = " ".join(source.get("description", SECTIONS.get(key_path, "")).split())
         if key == "name" and "const" in field:
             meaning = "chooses these options"
         yield f"| `{key}` | {cell(kind)} | {cell(default)} | {cell(meaning)} |"
     yield ""
-    for dotted, inner_schema in nested:
-        yield from section_lines(dotted, inner_schema, defs)
+    for key_path, inner_schema in inner_sections:
+        yield from section_lines(key_path, inner_schema, defs)
 
 
-def sections_of(dotted: str, field: Schema, defs: Schema) -> list[tuple[str, Schema]]:
+def sections_of(key_path: str, field: Schema, defs: Schema) -> list[tuple[str, Schema]]:
     """The sections that a key holds: none, one, or one per plugin name."""
     options = [field, *field.get("anyOf", ()), *field.get("oneOf", ())]
     if isinstance(field.get("items"), Mapping):
         options.append(field["items"])
-        dotted += "[]"
+        key_path += "[]"
     if isinstance(field.get("additionalProperties"), Mapping):
         options.append(field["additionalProperties"])
-        dotted += ".*"
+        key_path += ".*"
     inner = [
         defs[option["$ref"].split("/")[-1]] if "$ref" in option else option for option in options
     ]
     inner = [option for option in inner if option.get("properties")]
     names = [option["properties"].get("name", {}).get("const") for option in inner]
     return [
-        (f"{dotted}: {name}" if name else dotted, option)
+        (f"{key_path}: {name}" if name else key_path, option)
         for name, option in zip(names, inner, strict=True)
     ]
 

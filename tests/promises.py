@@ -42,7 +42,7 @@ def read(text: str, page: str) -> Iterator[Promise]:
     for block in text.split(f"{MARK}\n")[1:]:
         for part in parts(block.lstrip("\n").split("\n\n")[0]):
             shown_by = [
-                name.strip() for found in SHOWN_BY.findall(part) for name in found.split(",")
+                name.strip() for entries in SHOWN_BY.findall(part) for name in entries.split(",")
             ]
             yield Promise(page, SHOWN_BY.sub("", part).strip(), tuple(shown_by))
 
@@ -70,12 +70,12 @@ def exists(name: str) -> bool:
 
 
 def main() -> int:
-    found = promises()
-    bare = [promise for promise in found if promise.lacking]
+    entries = promises()
+    bare = [promise for promise in entries if promise.lacking]
     for promise in bare:
         print(f"{promise.page}: {promise.lacking}: {promise.text[:160]}")
     print(
-        f"{len(found)} promises, {len(found) - len(bare)} shown by a test or a command, "
+        f"{len(entries)} promises, {len(entries) - len(bare)} shown by a test or a command, "
         f"{len(bare)} not"
     )
     return 1 if bare else 0

@@ -19,12 +19,13 @@ def main() -> int:
     for block in blocks:
         print(block, flush=True)
         start = time.monotonic()
-        done = subprocess.run(["bash", "-euo", "pipefail", "-c", block], cwd=ROOT)
+        process = subprocess.run(["bash", "-euo", "pipefail", "-c", block], cwd=ROOT)
         print(
-            f"-- exit status {done.returncode} after {time.monotonic() - start:.0f} s", flush=True
+            f"-- exit status {process.returncode} after {time.monotonic() - start:.0f} s",
+            flush=True,
         )
-        if done.returncode:
-            return done.returncode
+        if process.returncode:
+            return process.returncode
     return 0
 
 

@@ -71,12 +71,12 @@ def parameter_lines(parameters: list[Any]) -> Iterator[str]:
         is_option = parameter.opts[0].startswith("-")
         names = [*parameter.opts, *parameter.secondary_opts] if is_option else [usage_of(parameter)]
         default = "required" if parameter.required else parameter.default
-        shown = "" if default is None or default is False or default == () else f"{default}"
-        if shown and shown != "required":
-            shown = f"`{shown}`"
+        default_text = "" if default is None or default is False or default == () else f"{default}"
+        if default_text and default_text != "required":
+            default_text = f"`{default_text}`"
         meaning = " ".join((parameter.help or "").split())
         code = ", ".join(f"`{name}`" for name in names)
-        yield f"| {code} | {cell(shown)} | {cell(meaning)} |"
+        yield f"| {code} | {cell(default_text)} | {cell(meaning)} |"
     yield ""
 
 
@@ -109,11 +109,12 @@ def returned_names(package: Path) -> dict[str, set[str]]:
     """Classes that annotations of the package's functions name, by their module."""
     tree = ast.parse(package.read_text(encoding="utf-8"))
     functions = (node for node in tree.body if isinstance(node, ast.FunctionDef))
-    returned = " ".join(ast.unparse(node.returns) for node in functions if node.returns)
+    annotations = " ".join(ast.unparse(node.returns) for node in functions if node.returns)
     return {
-        str(node.module): {alias.name for alias in node.names if alias.name in returned}
+        str(node.module): {alias.name for alias in node.names if alias.name in annotations}
         for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and any(alias.name in returned for alias in node.names)
+        if isinstance(node, ast.ImportFrom)
+        and any(alias.name in annotations for alias in node.names)
     }
 
 

@@ -15,14 +15,14 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 DOCS, COPY, SITE = ROOT / "docs", ROOT / "build" / "docs", ROOT / "build" / "site"
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!https?:|mailto:|#)([^)\s]+)\)")
-LOADED = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=[\"']?(https?:)?//")
+LOADS = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=[\"']?(https?:)?//")
 
 
 def main(arguments: list[str]) -> int:
     copy_pages()
-    done = subprocess.run([*arguments, "build", "--clean", "--strict"], cwd=ROOT)
-    if done.returncode:
-        return done.returncode
+    process = subprocess.run([*arguments, "build", "--clean", "--strict"], cwd=ROOT)
+    if process.returncode:
+        return process.returncode
     if loading := list(external(SITE)):
         print("\n".join(loading))
         return 1
@@ -56,7 +56,7 @@ def for_site(text: str, page: Path) -> str:
 def external(site: Path) -> Iterator[str]:
     """Name each page that loads a script, style, font or image from another host."""
     for page in sorted(site.rglob("*.html")):
-        if LOADED.search(page.read_text(encoding="utf-8")):
+        if LOADS.search(page.read_text(encoding="utf-8")):
             yield f"{page.relative_to(site)}: loads from another host"
 
 

@@ -23,12 +23,12 @@ RAY_UP = ("aws", "gcp")
 _FROM = re.compile(r"^FROM (\S+) AS (\S+)$", re.MULTILINE)
 
 
-def pinned(package: str) -> str:
-    found = re.search(
+def pinned_version(package: str) -> str:
+    match = re.search(
         rf"^{re.escape(package)}==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE
     )
-    assert found, package
-    return found[1]
+    assert match, package
+    return match[1]
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -38,14 +38,14 @@ def read(path: Path) -> dict[str, Any]:
 
 def commands(dockerfile: str) -> list[tuple[str, str]]:
     """Instructions with what follows them, continued lines put together."""
-    joined = re.sub(
+    text = re.sub(
         r"\\\n\s*",
         "",
         "\n".join(line for line in dockerfile.splitlines() if not line.lstrip().startswith("#")),
     )
     return [
         (name, rest)
-        for name, _, rest in (line.partition(" ") for line in joined.splitlines() if line.strip())
+        for name, _, rest in (line.partition(" ") for line in text.splitlines() if line.strip())
     ]
 
 
@@ -53,27 +53,28 @@ DOCKERFILE = commands((CLUSTER / "Dockerfile").read_text())
 
 
 def test_every_image_names_pinned_versions_and_an_accelerator_that_the_dockerfile_builds() -> None:
-    named = {
+    references = {
         (path.name, tag)
         for path in [*CLUSTER.rglob("*.yaml"), CLUSTER / "Dockerfile"]
         for tag in re.findall(r"registry\.example\.com/medray:([\w.-]+)", path.read_text())
     }
-    built = {tag for name, tag in named if name == "Dockerfile"}
-    assert built == {
-        f"{medray.__version__}-ray{pinned('ray')}-{kind}" for kind in ("cpu", "cuda", "serve")
+    tags = {tag for name, tag in references if name == "Dockerfile"}
+    assert tags == {
+        f"{medray.__version__}-ray{pinned_version('ray')}-{kind}"
+        for kind in ("cpu", "cuda", "serve")
     }
-    assert len(named) >= 10
-    assert {tag for _, tag in named} <= built
+    assert len(references) >= 10
+    assert {tag for _, tag in references} <= tags
 
 
 def test_every_version_of_ray_that_is_written_down_is_the_pinned_one() -> None:
-    written = [
-        (path.name, found)
+    versions = [
+        (path.name, version)
         for path in CLUSTER.rglob("*.yaml")
-        for found in re.findall(r"rayVersion: (\S+)", path.read_text())
+        for version in re.findall(r"rayVersion: (\S+)", path.read_text())
     ]
-    assert len(written) == 3
-    assert {version for _, version in written} == {pinned("ray")} == {ray.__version__}
+    assert len(versions) == 3
+    assert {version for _, version in versions} == {pinned_version("ray")} == {ray.__version__}
 
 
 @pytest.mark.document(
@@ -89,8 +90,10 @@ def test_what_the_dockerfile_copies_is_there_and_every_stage_stands_before_its_u
     for name, rest in DOCKERFILE:
         if name == "FROM":
             base, _, stage = rest.partition(" AS ")
-            told = {base.replace("${ACCELERATOR}", kind) for kind in ("cpu", "cuda")}
-            assert told <= stages or re.fullmatch(r"python:3\.(11|12|13)-slim-bookworm", base), base
+            bases = {base.replace("${ACCELERATOR}", kind) for kind in ("cpu", "cuda")}
+            assert bases <= stages or re.fullmatch(r"python:3\.(11|12|13)-slim-bookworm", base), (
+                base
+            )
             stages.add(stage)
         elif name == "COPY":
             for source in shlex.split(rest)[:-1]:
@@ -111,8 +114,8 @@ def test_the_images_install_under_the_constraints_and_run_as_nobody_who_may_inst
     assert "--no-deps" in own
     extras = re.search(r"'\.\[(.*)]'", " ".join(outside))
     assert extras
-    known = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    assert set(extras[1].split(",")) <= set(known)
+    names = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert set(extras[1].split(",")) <= set(names)
     users = [rest for name, rest in DOCKERFILE if name == "USER"]
     assert users == ["medray"]
     assert max(i for i, (name, _) in enumerate(DOCKERFILE) if name == "RUN") < DOCKERFILE.index(
@@ -146,28 +149,28 @@ def test_ray_prepares_a_cluster_file_as_ray_up_does_and_still_finds_it_valid(nam
 @pytest.mark.parametrize("name", RAY_UP)
 def test_every_node_of_a_cloud_asks_for_the_token_that_it_is_given(name: str) -> None:
     config = read(CLUSTER / f"{name}.yaml")
-    started = [
+    start_lines = [
         line
         for key in ("head_start_ray_commands", "worker_start_ray_commands")
         for line in config[key]
         if "ray start" in line
     ]
-    assert len(started) == 2
-    assert all(line.startswith("RAY_AUTH_MODE=token ray start ") for line in started)
-    (mounted,) = config["file_mounts"]
-    assert mounted == "/home/medray/.ray/auth_token"
+    assert len(start_lines) == 2
+    assert all(line.startswith("RAY_AUTH_MODE=token ray start ") for line in start_lines)
+    (mount,) = config["file_mounts"]
+    assert mount == "/home/medray/.ray/auth_token"
 
 
 def test_shell_scripts_pass_shellcheck() -> None:
     scripts = [*CLUSTER.glob("*.sh"), ROOT / ".ci" / "run"]
     assert len(scripts) == 3
-    checked = subprocess.run(
+    process = subprocess.run(
         [Path(sys.executable).with_name("shellcheck"), *scripts],
         capture_output=True,
         text=True,
         timeout=60,
     )
-    assert checked.returncode == 0, checked.stdout
+    assert process.returncode == 0, process.stdout
 
 
 def served_with(tmp_path: Path, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -191,19 +194,19 @@ def test_the_serving_image_starts_only_with_releases_and_with_tokens_or_the_expl
     assert bare.returncode == 1
     assert "MEDRAY_OPEN_TO_ALL=1" in bare.stderr
     assert not bare.stdout
-    opened = served_with(tmp_path, MEDRAY_RELEASES="cancer@best findings@2", MEDRAY_OPEN_TO_ALL="1")
-    assert opened.stdout.strip() == (
+    answer = served_with(tmp_path, MEDRAY_RELEASES="cancer@best findings@2", MEDRAY_OPEN_TO_ALL="1")
+    assert answer.stdout.strip() == (
         "serve cancer@best findings@2 --host 0.0.0.0 --port 7860 --storage-path /releases "
         "--open-to-all"
     )
-    given = served_with(
+    refusal = served_with(
         tmp_path,
         MEDRAY_RELEASES="cancer@best",
         MEDRAY_TOKENS_SHA256="aa,bb",
         MEDRAY_STORAGE_PATH="s3://b/p",
     )
-    called, *digests = given.stdout.split("\n")
-    assert called.startswith(
+    command, *digests = refusal.stdout.split("\n")
+    assert command.startswith(
         "serve cancer@best --host 0.0.0.0 --port 7860 --storage-path s3://b/p --tokens-file "
     )
     assert digests[:2] == ["aa", "bb"]
@@ -211,13 +214,13 @@ def test_the_serving_image_starts_only_with_releases_and_with_tokens_or_the_expl
 
 def test_panels_of_the_dashboard_show_metrics_and_labels_that_the_code_has() -> None:
     code = "\n".join(path.read_text() for path in (ROOT / "medray").rglob("*.py"))
-    found = re.findall(
+    metric_names = re.findall(
         r'(Counter|Histogram|Gauge)\(\s*"(medray_\w+)"[^)]*?tag_keys=\(([^)]*)\)', code
     )
     suffixes = {"Counter": ("_total",), "Histogram": ("_bucket", "_sum", "_count"), "Gauge": ("",)}
-    known = {
+    names = {
         f"ray_{name}{suffix}": set(re.findall(r'"(\w+)"', keys))
-        for kind, name, keys in found
+        for kind, name, keys in metric_names
         for suffix in suffixes[kind]
     }
     board = json.loads((CLUSTER / "grafana.json").read_text())
@@ -227,20 +230,20 @@ def test_panels_of_the_dashboard_show_metrics_and_labels_that_the_code_has() -> 
         for variable in board["templating"]["list"]
         if variable["type"] == "query"
     ]
-    shown = set()
+    panels = set()
     for expression in expressions:
         metrics = set(re.findall(r"\bray_\w+", expression))
         assert metrics
-        assert metrics <= known.keys(), expression
-        shown |= metrics
+        assert metrics <= names.keys(), expression
+        panels |= metrics
         labels = {
             part.strip()
             for group in re.findall(r"by \(([^)]*)\)", expression)
             for part in group.split(",")
         }
         labels |= set(re.findall(r'(\w+)=~?"', expression))
-        assert labels <= set.union(*(known[metric] for metric in metrics)) | {"le"}, expression
-    assert {name for _, name, _ in found} == {
-        re.sub("^ray_|_total$|_bucket$|_sum$|_count$", "", metric) for metric in shown
+        assert labels <= set.union(*(names[metric] for metric in metrics)) | {"le"}, expression
+    assert {name for _, name, _ in metric_names} == {
+        re.sub("^ray_|_total$|_bucket$|_sum$|_count$", "", metric) for metric in panels
     }
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"]) >= 8

@@ -26,17 +26,17 @@ def image() -> Iterator[str]:
     if not has_daemon:
         pytest.skip("no Docker daemon answers: cluster/Dockerfile is not built here")
     name = f"medray-test-{os.getpid()}"
-    done = docker("build", "-f", "cluster/Dockerfile", "-t", name, ".", timeout_s=3000)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    process = docker("build", "-f", "cluster/Dockerfile", "-t", name, ".", timeout_s=3000)
+    assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-4000:]
     yield name
     docker("image", "rm", "--force", name, timeout_s=120)
 
 
 def test_the_image_builds_and_refuses_to_serve_without_tokens(image: str) -> None:
-    listed = docker(
+    names = docker(
         "run", "--rm", image, "medray", "releases", "--storage-path", "/releases", timeout_s=300
     )
-    assert listed.returncode == 0, listed.stderr
-    refused = docker("run", "--rm", "-e", "MEDRAY_RELEASES=cancer@best", image, timeout_s=300)
-    assert refused.returncode != 0
-    assert "MEDRAY_TOKENS_SHA256" in refused.stdout + refused.stderr
+    assert names.returncode == 0, names.stderr
+    refusal = docker("run", "--rm", "-e", "MEDRAY_RELEASES=cancer@best", image, timeout_s=300)
+    assert refusal.returncode != 0
+    assert "MEDRAY_TOKENS_SHA256" in refusal.stdout + refusal.stderr

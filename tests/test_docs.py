@@ -78,20 +78,20 @@ def quoted_messages(page: str) -> list[str]:
 
 def test_every_message_of_the_troubleshooting_page_is_one_of_medrays() -> None:
     page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
-    quoted = quoted_messages(page)
-    assert len(quoted) > 20
-    assert [message for message in quoted if not messages.exists(message)] == []
+    quotes = quoted_messages(page)
+    assert len(quotes) > 20
+    assert [message for message in quotes if not messages.exists(message)] == []
     assert not messages.exists("the cluster's Serve sleeps at")
 
 
 def test_every_block_of_the_docs_says_how_it_is_checked() -> None:
-    found = [block for page in blocks.pages() for block in blocks.blocks(page)]
+    entries = [block for page in blocks.pages() for block in blocks.blocks(page)]
     assert [
         f"{block.page.name}: {block.mark or 'no mark'}: {block.code[:60]}"
-        for block in found
+        for block in entries
         if not block.is_known
     ] == []
-    assert sum(block.mark.startswith("ci:") for block in found) > 10
+    assert sum(block.mark.startswith("ci:") for block in entries) > 10
 
 
 def test_the_navigation_lists_every_page() -> None:
@@ -107,9 +107,9 @@ def test_a_link_out_of_docs_becomes_its_text_and_comments_go() -> None:
 
 
 def test_every_promise_of_the_docs_names_what_shows_it() -> None:
-    found = promises.promises()
-    assert len(found) > 30
-    assert [(promise.text, promise.lacking) for promise in found if promise.lacking] == []
+    entries = promises.promises()
+    assert len(entries) > 30
+    assert [(promise.text, promise.lacking) for promise in entries if promise.lacking] == []
 
 
 def test_a_promise_that_nothing_shows_would_be_found() -> None:
@@ -153,11 +153,11 @@ def test_a_promise_of_a_document_without_a_row_or_with_two_and_a_row_of_none_are
     assert rows[0] == documents.Row(
         *marks[0], "`x`", "kept otherwise: by hand ([test](../tests/test_x.py))"
     )
-    found = documents.mistakes(rows)
-    assert "000: 2 rows: answers are streamed while they are generated" in found
-    assert "004: not a promise: all is well" in found
-    assert "001: no row: a Docker image" in found
-    assert not any("PubMedQA, labelled" in mistake for mistake in found)
+    entries = documents.mistakes(rows)
+    assert "000: 2 rows: answers are streamed while they are generated" in entries
+    assert "004: not a promise: all is well" in entries
+    assert "001: no row: a Docker image" in entries
+    assert not any("PubMedQA, labelled" in mistake for mistake in entries)
 
 
 def commands(page: str, program: str = "medray") -> Iterator[str]:
@@ -167,10 +167,10 @@ def commands(page: str, program: str = "medray") -> Iterator[str]:
     for kind, block in re.findall(r"^ *```(\w*)\n(.*?)^ *```", page, re.DOTALL | re.MULTILINE):
         if kind in ("bash", "sh", "console"):
             lines = block.replace("\\\n", " ").splitlines()
-            yield from (found[1] for line in lines if (found := call.match(line.strip())))
+            yield from (match[1] for line in lines if (match := call.match(line.strip())))
     outside = re.sub(r"^ *```.*?^ *```", "", page, flags=re.DOTALL | re.MULTILINE)
     yield from (
-        found[1] for span in re.findall(r"`([^`\n]+)`", outside) if (found := call.match(span))
+        match[1] for span in re.findall(r"`([^`\n]+)`", outside) if (match := call.match(span))
     )
 
 
@@ -183,7 +183,7 @@ def wrong(call: str) -> str | None:
         if words[0] not in command.commands:
             return f"{call}: there is no command {words[0]!r}"
         command = command.commands[words.pop(0)]
-    known = {
+    options = {
         "--help",
         *(
             name
@@ -194,7 +194,7 @@ def wrong(call: str) -> str | None:
     unknown = [
         word.partition("=")[0]
         for word in words
-        if word.startswith("-") and word.partition("=")[0] not in known
+        if word.startswith("-") and word.partition("=")[0] not in options
     ]
     return f"{call}: has no option {unknown[0]}" if unknown else None
 
@@ -205,7 +205,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_of_the_docs_is_one_that_medray_has(page: Path) -> None:
     assert [
-        refused for call in commands(page.read_text(encoding="utf-8")) if (refused := wrong(call))
+        reason for call in commands(page.read_text(encoding="utf-8")) if (reason := wrong(call))
     ] == []
 
 
@@ -259,7 +259,7 @@ def refused_job(call: str) -> str | None:
 )
 def test_every_job_of_the_docs_is_one_that_ray_and_its_script_would_take(page: Path) -> None:
     jobs = commands(page.read_text(encoding="utf-8"), "ray job submit")
-    assert [refused for call in jobs if (refused := refused_job(call))] == []
+    assert [reason for call in jobs if (reason := refused_job(call))] == []
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_the_table_of_layers_is_that_of_pyproject(today: house.House) -> None:
 def test_circles_and_imports_that_go_up_are_seen_inside_functions_and_not_for_type_checkers(
     tmp_path: Path,
 ) -> None:
-    made = checkout(
+    package = checkout(
         tmp_path,
         high="",
         left="def late() -> None:\n    from medray import right, high\n",
@@ -90,9 +90,9 @@ def test_circles_and_imports_that_go_up_are_seen_inside_functions_and_not_for_ty
         ),
         low="def later() -> None:\n    import medray.left\n",
     )
-    assert made.circles == [["medray.left", "medray.low", "medray.right"]]
-    assert made.circles_of_parts == [["left", "low", "right"]]
-    assert made.upward == [
+    assert package.circles == [["medray.left", "medray.low", "medray.right"]]
+    assert package.circles_of_parts == [["left", "low", "right"]]
+    assert package.upward == [
         "medray.left -> medray.high",
         "medray.left -> medray.right",
         "medray.low -> medray.left",
@@ -135,8 +135,8 @@ def test_every_place_that_binds_a_name_counts(tmp_path: Path) -> None:
         "import os as made\nclass Told:\n    held: int\ndef said(asked, *given, kept=1):\n    for "
         "begun in asked:\n        asked.shown = found = begun\n"
     )
-    counted = checkout(tmp_path, left__built=text).participles
-    assert set(counted) == {
+    counts = checkout(tmp_path, left__built=text).participles
+    assert set(counts) == {
         "built",
         "made",
         "Told",

@@ -29,7 +29,7 @@ def calls(
 ) -> list[tuple[list[str], Mapping[str, str]]]:
     """Commands that would be run, and what they would find in their environment. pip is configured
     with an index and folders."""
-    made: list[tuple[list[str], Mapping[str, str]]] = []
+    commands: list[tuple[list[str], Mapping[str, str]]] = []
     (tmp_path / "wheels").mkdir()
     (tmp_path / "pip.conf").write_text(
         "[global]\nindex-url = https://index.example.com/simple\ncert = /etc/ssl/own.pem\n"
@@ -49,11 +49,11 @@ def calls(
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
 
     def call(command: Sequence[str], env: Mapping[str, str] | None = None) -> int:
-        made.append((list(command), env or {}))
+        commands.append((list(command), env or {}))
         return 0
 
     monkeypatch.setattr(subprocess, "call", call)
-    return made
+    return commands
 
 
 @pytest.mark.document(
@@ -110,10 +110,10 @@ def test_what_is_set_for_uv_itself_and_a_variable_of_pips_come_before_pips_file(
 
 
 def test_several_indexes_are_compared_as_pip_compares_them(install: ModuleType) -> None:
-    told = install.uv_settings(
+    settings = install.uv_settings(
         {"extra-index-url": "https://a.example.com\nhttps://b.example.com file:///missing/simple"}
     )
-    assert told == {
+    assert settings == {
         "UV_EXTRA_INDEX_URL": "https://a.example.com https://b.example.com",
         "UV_INDEX_STRATEGY": "unsafe-best-match",
     }
@@ -126,9 +126,9 @@ def test_without_uv_and_without_a_way_to_get_it_pip_installs(
 ) -> None:
     monkeypatch.setattr(install.shutil, "which", lambda name, path=None: None)
     assert install.main(["torch"]) == 0
-    tried, used = (command[1:] for command, _ in calls)
-    assert tried == ["-m", "pip", "--disable-pip-version-check", "install", "--quiet", "uv"]
-    assert used == ["-m", "pip", "--disable-pip-version-check", "install", "--quiet", "torch"]
+    attempt, success = (command[1:] for command, _ in calls)
+    assert attempt == ["-m", "pip", "--disable-pip-version-check", "install", "--quiet", "uv"]
+    assert success == ["-m", "pip", "--disable-pip-version-check", "install", "--quiet", "torch"]
 
 
 def test_where_uv_fails_pip_is_tried_and_its_status_counts(

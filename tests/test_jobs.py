@@ -26,10 +26,10 @@ def test_no_file_beside_a_job_shadows_an_importable_module() -> None:
         "import importlib.util, sys; sys.path = [p for p in sys.path if p]; print([s for s in "
         f"{stems!r} if importlib.util.find_spec(s)])"
     )
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", find], capture_output=True, text=True, check=True, cwd=ROOT.parent
     )
-    assert found.stdout.strip() == "[]"
+    assert process.stdout.strip() == "[]"
 
 
 def test_the_check_above_would_notice_such_a_file() -> None:
@@ -37,11 +37,11 @@ def test_the_check_above_would_notice_such_a_file() -> None:
         "import importlib.util; print([s for s in ['gguf', 'h2', 'bench_train'] if "
         "importlib.util.find_spec(s)])"
     )
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", find], capture_output=True, text=True, check=True, cwd=ROOT.parent
     )
-    assert "gguf" in found.stdout
-    assert "bench_train" not in found.stdout
+    assert "gguf" in process.stdout
+    assert "bench_train" not in process.stdout
 
 
 STUDIES = sorted(path.stem for path in (JOBS / "studies").glob("*.yaml"))
@@ -79,7 +79,7 @@ def rows(folder: Path, kind: str) -> Path:
         ]
         path.write_text("\n".join(["id,abstract,condition", *lines]) + "\n")
     elif kind == "pubmedqa":
-        held = {
+        contents = {
             str(number): {
                 "QUESTION": (
                     f"Does {tiny.WORDS[number % 37]} help in {number} of {tiny.WORDS[number % 31]}?"
@@ -90,30 +90,32 @@ def rows(folder: Path, kind: str) -> Path:
             }
             for number in range(60)
         }
-        path.write_text(json.dumps(held))
+        path.write_text(json.dumps(contents))
     else:
         assert kind == "instructions", kind
         return tiny.instructions(folder)
     return path
 
 
-def shipped(folder: Path, study: str, *presets: str, settings: tuple[str, ...] = ()) -> StudyConfig:
-    """A study as it is shipped, with data and base models that are here."""
+def load_shipped_study(
+    folder: Path, study: str, *presets: str, settings: tuple[str, ...] = ()
+) -> StudyConfig:
+    """A study as it is load_shipped_study, with data and base models that are here."""
     files = [
         JOBS / "studies" / f"{study}.yaml",
         *(JOBS / "studies" / "presets" / f"{preset}.yaml" for preset in presets),
     ]
-    asked: Any = load_study(files)
-    given = [f"storage_path={folder / 'runs'}", *settings]
-    for number, base in enumerate(asked.base_models):
+    config: Any = load_study(files)
+    all_settings = [f"storage_path={folder / 'runs'}", *settings]
+    for number, base in enumerate(config.base_models):
         if not base.source.startswith("pkg:"):
             family = next(
                 family for name, family in FAMILIES.items() if name in base.source.lower()
             )
-            given.append(f"base_models.{number}.source={tiny.base(folder, family)}")
-    if not (ROOT / asked.data.format.path).exists():
-        given.append(f"data.format.path={rows(folder, asked.data.format.name)}")
-    return load_study(files, given)
+            all_settings.append(f"base_models.{number}.source={tiny.base(folder, family)}")
+    if not (ROOT / config.data.format.path).exists():
+        all_settings.append(f"data.format.path={rows(folder, config.data.format.name)}")
+    return load_study(files, all_settings)
 
 
 def test_every_study_that_ships_loads() -> None:
@@ -134,12 +136,12 @@ def test_every_study_that_ships_passes_its_dry_run_with_every_preset(
     study: str, presets: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    asked = shipped(tmp_path, study, *presets)
-    if asked.train.strategy == "deepspeed":
+    config = load_shipped_study(tmp_path, study, *presets)
+    if config.train.strategy == "deepspeed":
         pytest.importorskip("deepspeed")
-    preflight.check(asked, with_data=True)
+    preflight.check(config, with_data=True)
     if presets:
-        assert asked.train.max_steps is None
+        assert config.train.max_steps is None
 
 
 def test_a_limit_below_the_number_of_diseases_fails_the_dry_run(tmp_path: Path) -> None:
@@ -147,23 +149,24 @@ def test_a_limit_below_the_number_of_diseases_fails_the_dry_run(tmp_path: Path) 
         ConfigError, match=r"data\.limit: 30 is too small; a train row of every label needs 41"
     ):
         preflight.check(
-            shipped(tmp_path, "seed_002_opt", settings=("data.limit=30",)), with_data=True
+            load_shipped_study(tmp_path, "seed_002_opt", settings=("data.limit=30",)),
+            with_data=True,
         )
 
 
 def test_the_studies_use_what_they_are_there_to_show() -> None:
-    found = {study: load_study([JOBS / "studies" / f"{study}.yaml"]) for study in STUDIES}
-    sharded = {
-        study: (asked.train.zero_stage, asked.resources.num_workers)
-        for study, asked in found.items()
-        if asked.train.zero_stage
+    studies = {study: load_study([JOBS / "studies" / f"{study}.yaml"]) for study in STUDIES}
+    stages = {
+        study: (config.train.zero_stage, config.resources.num_workers)
+        for study, config in studies.items()
+        if config.train.zero_stage
     }
-    assert sharded == {"cancer_zero2": (2, 2), "seed_004_zero3": (3, 2)}
-    assert found["seed_004_zero3"].base_models[0].source == "mistralai/Mistral-7B-v0.3"
-    assert found["seed_002_opt"].train.keep_checkpoints == 3
+    assert stages == {"cancer_zero2": (2, 2), "seed_004_zero3": (3, 2)}
+    assert studies["seed_004_zero3"].base_models[0].source == "mistralai/Mistral-7B-v0.3"
+    assert studies["seed_002_opt"].train.keep_checkpoints == 3
     assert (
-        found["seed_000_zero_shot"].task.name,
-        found["seed_000_zero_shot"].data.format.name,
+        studies["seed_000_zero_shot"].task.name,
+        studies["seed_000_zero_shot"].data.format.name,
     ) == ("choice", "raw_abstracts")
 
 
@@ -184,11 +187,11 @@ def test_the_studies_use_what_they_are_there_to_show() -> None:
     where="`jobs/studies/seed_004_pubmedqa.yaml`",
 )
 def test_the_studies_have_the_settings_of_their_documents() -> None:
-    found = {study: load_study([JOBS / "studies" / f"{study}.yaml"]) for study in STUDIES}
+    studies = {study: load_study([JOBS / "studies" / f"{study}.yaml"]) for study in STUDIES}
     opt, assistant, pubmedqa = (
-        found["seed_002_opt"],
-        found["seed_003_phi4_mini"],
-        found["seed_004_pubmedqa"],
+        studies["seed_002_opt"],
+        studies["seed_003_phi4_mini"],
+        studies["seed_004_pubmedqa"],
     )
     assert _options(opt.task, "prompt") == ["Given these symptoms: {text}\n\nThe disease is:"]
     assert (opt.lora.r, opt.lora.alpha, opt.lora.dropout, opt.model.precision) == (

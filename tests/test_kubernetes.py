@@ -76,8 +76,8 @@ def definition(kind: str) -> dict[str, Any]:
 
 
 def test_there_is_what_a_cluster_a_study_and_a_service_need() -> None:
-    found = {path.stem for path in FOLDER.glob("*.yaml")}
-    assert found == {*RAY, "storage", "networkpolicy"}
+    names = {path.stem for path in FOLDER.glob("*.yaml")}
+    assert names == {*RAY, "storage", "networkpolicy"}
     assert {read(name)["kind"] for name in RAY} == set(SPECS)
 
 
@@ -108,8 +108,8 @@ def test_every_pod_is_bounded_probed_unprivileged_and_asks_for_the_token(name: s
         }
         assert container["resources"]["limits"] == container["resources"]["requests"]
         assert {"startupProbe", "readinessProbe", "livenessProbe"} <= container.keys()
-        mounted = {mount["name"] for mount in container["volumeMounts"]}
-        assert mounted == {volume["name"] for volume in pod["volumes"]}
+        mounts = {mount["name"] for mount in container["volumeMounts"]}
+        assert mounts == {volume["name"] for volume in pod["volumes"]}
         claims = [
             volume["persistentVolumeClaim"]["claimName"]
             for volume in pod["volumes"]
@@ -152,11 +152,11 @@ def test_a_study_whose_pods_are_one_group_is_not_scaled_while_it_runs() -> None:
 
 
 def test_what_a_job_is_entered_by_is_there_and_its_settings_are_a_studys() -> None:
-    entered = shlex.split(read("rayjob-study")["spec"]["entrypoint"])
-    assert entered[0] == "python"
-    assert (ROOT / entered[1]).is_file()
-    files = [ROOT / word for word in entered[2:] if "=" not in word]
-    study = load_study(files, [word for word in entered if "=" in word])
+    command = shlex.split(read("rayjob-study")["spec"]["entrypoint"])
+    assert command[0] == "python"
+    assert (ROOT / command[1]).is_file()
+    files = [ROOT / word for word in command[2:] if "=" not in word]
+    study = load_study(files, [word for word in command if "=" in word])
     assert study.storage_path.startswith(mount_of(read("rayjob-study"), "shared") + "/")
 
 
@@ -183,15 +183,15 @@ def test_what_is_served_fits_serves_schema_and_lies_where_the_pods_have_it() -> 
     assert served.http_options.request_timeout_s > options.limits.timeout_s
     assert options.storage_path.startswith(mount_of(document, "shared") + "/")
     assert str(options.tokens_file).startswith(mount_of(document, "tokens") + "/")
-    autoscaled = next(
+    deployment = next(
         deployment.model_dump(exclude_unset=True)
         for deployment in application.deployments
         if deployment.name != "Ingress"
     )
-    assert autoscaled["max_ongoing_requests"] == options.limits.ongoing_requests
+    assert deployment["max_ongoing_requests"] == options.limits.ongoing_requests
     assert (
-        autoscaled["autoscaling_config"]["max_replicas"]
-        > autoscaled["autoscaling_config"]["min_replicas"]
+        deployment["autoscaling_config"]["max_replicas"]
+        > deployment["autoscaling_config"]["min_replicas"]
         >= 2
     )
     workers = groups(document)[1:]
@@ -200,7 +200,7 @@ def test_what_is_served_fits_serves_schema_and_lies_where_the_pods_have_it() -> 
         * group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"]
         for group in workers
     )
-    assert room >= autoscaled["autoscaling_config"]["max_replicas"] + 2  # the ingress has two
+    assert room >= deployment["autoscaling_config"]["max_replicas"] + 2  # the ingress has two
 
 
 def test_a_serving_pod_gets_requests_only_where_its_proxy_answers() -> None:
@@ -209,7 +209,7 @@ def test_a_serving_pod_gets_requests_only_where_its_proxy_answers() -> None:
     for group in groups(document)[1:]:
         (container,) = group["template"]["spec"]["containers"]
         assert container["readinessProbe"]["httpGet"] == {"path": "/-/healthz", "port": port}
-        assert port in {opened["containerPort"] for opened in container["ports"]}
+        assert port in {ports["containerPort"] for ports in container["ports"]}
 
 
 def test_the_network_policy_covers_every_pod_and_opens_only_ports_that_they_have() -> None:
@@ -219,14 +219,14 @@ def test_the_network_policy_covers_every_pod_and_opens_only_ports_that_they_have
         read("rayjob-study")["spec"]["submitterPodTemplate"]
     ]
     assert all(pod["metadata"]["labels"][key] == value for pod in pods)
-    opened = {port["port"] for rule in policy["ingress"] for port in rule.get("ports", [])}
-    known = {
+    ports = {port["port"] for rule in policy["ingress"] for port in rule.get("ports", [])}
+    kinds = {
         port["containerPort"]
         for pod in pods
         for container in pod["spec"]["containers"]
         for port in container.get("ports", [])
     }
-    assert opened <= known | {52365}  # Ray's agent, which probes ask too
+    assert ports <= kinds | {52365}  # Ray's agent, which probes ask too
     assert all(rule["from"] for rule in policy["ingress"])  # an empty list would let everybody in
     assert policy["policyTypes"] == ["Ingress", "Egress"]
 

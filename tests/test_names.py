@@ -14,7 +14,7 @@ OPEN = {
     "tests/attacks", "tests/cli", "tests/config", "tests/engines",
     "tests/evaluation", "tests/golden", "tests/models", "tests/reports",
     "tests/runtime", "tests/serving", "tests/stored",
-    "tests/tasks", "tests/training", "tests",
+    "tests/tasks", "tests/training",
 }  # fmt: skip
 
 

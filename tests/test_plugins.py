@@ -5,10 +5,10 @@ from medray.errors import ConfigError
 
 
 def test_the_files_of_a_folder_are_the_plugins_except_the_contract_and_private_ones():
-    found = plugins.names("tasks")
-    assert "classification" in found
-    assert "base" not in found
-    assert not [name for name in found if name.startswith("_")]
+    plugin_names = plugins.names("tasks")
+    assert "classification" in plugin_names
+    assert "base" not in plugin_names
+    assert not [name for name in plugin_names if name.startswith("_")]
 
 
 def test_find_returns_the_module_of_that_name():

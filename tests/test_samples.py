@@ -62,8 +62,8 @@ def test_the_annotated_sample_is_varied_and_its_mentions_stand_where_they_say() 
     assert any(mention.end == len(row.text) for row in rows for mention in row.mentions)
     for row in rows:  # a name that is annotated once is annotated wherever it stands in its text
         for name in {mention.text for mention in row.mentions}:
-            found = [mention for mention in row.mentions if name in mention.text]
-            assert row.text.count(name) == sum(mention.text.count(name) for mention in found), (
+            matches = [mention for mention in row.mentions if name in mention.text]
+            assert row.text.count(name) == sum(mention.text.count(name) for mention in matches), (
                 row.id,
                 name,
             )

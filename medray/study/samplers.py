@@ -1,7 +1,7 @@
 """Samplers propose the next settings of one base model. They know axes and scores; none knows Ray.
 
 Draws have numbers from 0. A random or grid draw depends on the study's seed, the base model and its
-number alone, so a resumed study draws the same settings as an uninterrupted one."""
+number alone. So a resumed study draws the same settings as an uninterrupted one."""
 
 import hashlib
 import itertools
