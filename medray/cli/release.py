@@ -9,7 +9,7 @@ import typer
 
 from medray.cli.arguments import HEADLINE_METRICS, Reference, RequireSignature, Storage
 from medray.cli.output import Json, Output, Quiet
-from medray.errors import PARTLY_DONE, ArtifactError, UsageError
+from medray.errors import PARTIAL_SUCCESS, ArtifactError, UsageError
 
 if TYPE_CHECKING:
     from medray.registry.registry import Registry
@@ -40,7 +40,7 @@ def releases(storage_path: Storage = "runs", as_json: Json = False, quiet: Quiet
     for mistake in listing.mistakes:
         print(f"medray: {mistake}", file=sys.stderr)
     if listing.mistakes:
-        raise typer.Exit(PARTLY_DONE)
+        raise typer.Exit(PARTIAL_SUCCESS)
 
 
 def _list(registry: "Registry", name: str, listing: Listing) -> None:
@@ -155,7 +155,7 @@ def _repair(registry: "Registry", yes: bool, out: Output) -> None:
         lines.append("nothing was changed; `medray verify --repair --yes` repairs what it can")
     out.result(document, *lines)
     if any(finding.is_broken and not (yes and finding.mend) for finding in findings):
-        raise typer.Exit(PARTLY_DONE if num_done else 1)
+        raise typer.Exit(PARTIAL_SUCCESS if num_done else 1)
 
 
 @app.command()

@@ -25,8 +25,8 @@ class MedrayError(Exception):
     exit_status: ClassVar[int] = 1
 
 
-# The exit status of a command whose work is done in part and stays.
-PARTLY_DONE = 4
+# The exit status of a command that completed a part of its work, which stays.
+PARTIAL_SUCCESS = 4
 
 
 class ConfigError(MedrayError, ValueError):
@@ -74,7 +74,7 @@ class ServingError(MedrayError, RuntimeError):
 class PromotionError(ServingError):
     """An alias is moved, and not every replica serves its new version."""
 
-    exit_status: ClassVar[int] = PARTLY_DONE
+    exit_status: ClassVar[int] = PARTIAL_SUCCESS
 
 
 def suggest(name: object, names: Iterable[str]) -> str:
