@@ -1,8 +1,8 @@
-"""One of a closed set of labels by a causal language model: it scores every label behind the
-prompt, or generates an answer.
+"""Chooses one of a closed set of labels with a causal language model, which scores every label
+after the prompt or generates an answer.
 
-It loads no model. A label's probability is that of its tokens and the end of sequence, over those
-of all labels."""
+It loads no model. A label's probability is that of its tokens and the end of sequence, normalized
+over all labels."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -44,41 +44,46 @@ class Options(TaskOptions):
     STUDY_WIDE = ("name", "metric", "positive_label")
     name: Literal["choice"]
     positive_label: str | None = Field(
-        None, description="of exactly two labels, the one that the binary figures are about"
+        None,
+        description="for exactly two labels, the positive one, which the binary metrics describe",
     )
     metric: str = Field(
         "f1_macro",
-        description="figure on the validation split that epochs and trials are chosen by",
+        description="metric on the validation split that selects epochs and trials",
     )
     prompt: str = Field(
         "{text}\n\nAnswer:",
         description=(
-            "what the model reads, with the row's {text}; special tokens in it are plain text"
+            "the prompt, with {text} for the row's text; special tokens are read as plain text"
         ),
     )
-    answer: str = Field(" {label}", description="what follows the prompt, with the {label}")
+    answer: str = Field(" {label}", description="the answer after the prompt, with {label}")
     end_of_sequence: bool = Field(
         True,
-        description="an answer ends with the model's end of sequence, in training and in scores",
+        description="end answers with the model's end of sequence, in training and in scores",
     )
     max_length: int = Field(
         512,
         ge=1,
         description=(
-            "tokens of prompt and longest answer; the row's text is cut to fit, nothing else"
+            "maximum number of tokens of prompt and longest answer; only the row's text is cut "
+            "to fit"
         ),
     )
-    keep: Keep = Field("start", description="the part of a long text that is kept")
+    keep: Keep = Field("start", description="the part of a long text to keep")
     decoding: Literal["score", "generate"] = Field(
-        "score", description="score every label, or generate greedily and look for a label"
+        "score",
+        description="score every label, or generate an answer greedily and search it for a label",
     )
     length_normalisation: bool = Field(
-        False, description="compare labels by their mean token instead of their sum"
+        False, description="compare labels by the mean score of their tokens instead of the sum"
     )
     prior_correction: bool = Field(
-        False, description="subtract what each label scores behind a prompt without content"
+        False, description="subtract the score of each label after a prompt without content"
     )
-    prior_text: str = Field("N/A", min_length=1, description="the text of that prompt")
+    prior_text: str = Field(
+        "N/A", min_length=1, description="the text of the prompt without content"
+    )
     class_weights: ClassWeights = Field(
         "none",
         description=(
@@ -96,7 +101,9 @@ class Options(TaskOptions):
         ]
         if self.decoding == "generate" and scores_only:
             raise ValueError(
-                f"{scores_only[0]} true and decoding 'generate': what is generated is not scored"
+                f"{scores_only[0]} true and decoding 'generate': generated answers have no scores; "
+                "set "
+                "decoding to 'score'"
             )
         return self
 
@@ -146,7 +153,7 @@ class Task:
         return None
 
     def encode(self, examples: Sequence[Example], tokenizer: Any) -> list[Encoded]:
-        """Prompt and answer; of a row without a label the prompt."""
+        """Encode prompt and answer, or the prompt alone for a row without a label."""
         label_ids = self._label_ids(tokenizer)
         rows = []
         for example, prompt in zip(
@@ -167,7 +174,7 @@ class Task:
         return rows
 
     def loss(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> LanguageModelLoss:
-        """Each token of a row's answer has the weight of the row's class."""
+        """Give each answer token the weight of its row's class."""
         classes, counts = np.array(targets, dtype=np.int64).reshape(-1, 2).T
         weights = (
             weights_of(self.options.class_weights, self.labels, classes, np.ones(len(classes)))[
@@ -187,7 +194,7 @@ class Task:
         ]
 
     def probe(self, engine: "Engine", examples: Sequence[Example]) -> Floats:
-        """Scores whatever the decoding: a generated answer would hide small differences."""
+        """Return scores for any decoding, since a generated answer would hide small differences."""
         return self._scores(engine, examples)
 
     def read_probe(self, outputs: Floats) -> list[Prediction]:
@@ -200,7 +207,7 @@ class Task:
         return self
 
     def decide(self, predictions: Sequence[Prediction]) -> list[Prediction]:
-        """The most probable label; none where a generated answer held none, which all zeros say."""
+        """Choose the most probable label. All zeros mean that a generated answer has no label."""
         return [
             replace(
                 row,
@@ -250,7 +257,7 @@ class Task:
         return tuple(self._answer(row) for row in predictions)
 
     def _answer(self, row: Prediction) -> ChoiceAnswer:
-        assert row.confidence is not None  # what is sent is calibrated
+        assert row.confidence is not None  # responses are calibrated
         order = np.argsort(-np.array(row.probabilities), kind="stable")
         return ChoiceAnswer(
             label=row.labels[0] if row.labels else None,
@@ -262,13 +269,15 @@ class Task:
         )
 
     def _label_ids(self, tokenizer: Any) -> list[TokenIds]:
-        """The tokens of each label behind the prompt. No two are the same; without an end of
-        sequence none begins another."""
+        """Return the tokens of each label after the prompt. Raise if two are the same or, without
+        an end of sequence, if one is the beginning of another."""
         template, after = Template.parse(self.options.answer), self.options.around()[1]
         end = self.options.end_of_sequence
         if end and tokenizer.eos_token_id is None:
             raise ConfigError(
-                "task.end_of_sequence true: the tokenizer of this base model has no end of sequence"
+                "task.end_of_sequence true: the tokenizer of this base model has no end of "
+                "sequence; "
+                "set it to false"
             )
         label_ids = answers(
             [template.render({"label": label}) for label in self.labels],
@@ -281,7 +290,7 @@ class Task:
             if ids in label_of:
                 raise DataError(
                     f"labels {label_of[ids]!r} and {label!r} are the same tokens for this base "
-                    "model, so it cannot tell them apart"
+                    "model; rename one of them"
                 )
             label_of[ids] = label
         for label, ids in zip(self.labels, label_ids, strict=True):
@@ -294,8 +303,8 @@ class Task:
                 None,
             ):
                 raise ConfigError(
-                    f"label {begins!r} is the beginning of {label!r}: task.end_of_sequence must "
-                    "be true to tell them apart"
+                    f"label {begins!r} is the beginning of {label!r}; set task.end_of_sequence to "
+                    "true"
                 )
         return label_ids
 
@@ -341,8 +350,8 @@ class Task:
 
 
 def extract(text: str, labels: Sequence[str]) -> tuple[str, ...]:
-    """The label that a generated text names first, as whole words in any case; of several from one
-    place the longest."""
+    """Return the label that a generated text names first, as whole words in any case. Of several at
+    the same place, return the longest."""
     plain = " ".join(text.split())
     matches = []
     for label in labels:

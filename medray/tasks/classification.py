@@ -1,5 +1,5 @@
-"""Classes by a head on an encoder or decoder: binary, multi-class or multi-label. It loads no
-model."""
+"""Classification by a head on an encoder or decoder: binary, multi-class or multi-label. It loads
+no model."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -41,30 +41,34 @@ class Options(TaskOptions):
     STUDY_WIDE = ("name", "metric", "positive_label", "multi_label")
     name: Literal["classification"]
     positive_label: str | None = Field(
-        None, description="of exactly two labels, the one that the binary figures are about"
+        None,
+        description="for exactly two labels, the positive one, which the binary metrics describe",
     )
     multi_label: bool = Field(
-        False, description="a row may have any number of labels, none included"
+        False, description="a row may have any number of labels, including none"
     )
     metric: str = Field(
         "f1_macro",
-        description="figure on the validation split that epochs and trials are chosen by",
+        description="metric on the validation split that selects epochs and trials",
     )
     max_length: int = Field(
         512,
         ge=1,
-        description="tokens of a row, special tokens included; at most what the base model reads",
+        description="maximum number of tokens of a row, with special tokens",
     )
     long_texts: Literal["truncate", "windows"] = Field(
         "truncate", description="cut a text over max_length, or read it in windows"
     )
-    keep: Keep = Field("start", description="the part of a long text that truncation keeps")
-    window_overlap: int = Field(64, ge=0, description="tokens that neighbouring windows share")
+    keep: Keep = Field("start", description="the part of a long text to keep when it is truncated")
+    window_overlap: int = Field(
+        64, ge=0, description="number of tokens that neighboring windows share"
+    )
     class_weights: ClassWeights = Field(
         "none",
         description=(
-            "weight of a training row by its label; balanced gives every class the same sum, a "
-            "label not named has 1"
+            "weight of a training row by its label; balanced gives every class the same sum; a "
+            "label "
+            "without an entry has the weight 1"
         ),
     )
     label_smoothing: float = Field(
@@ -73,8 +77,8 @@ class Options(TaskOptions):
     class_thresholds: bool = Field(
         False,
         description=(
-            "fit a threshold per class on validation rows for macro F1, kept only where left-out "
-            "rows gain by it"
+            "fit a threshold per class on validation rows for macro F1, and keep it only if "
+            "cross-validation shows a gain"
         ),
     )
 
@@ -82,22 +86,27 @@ class Options(TaskOptions):
     def _consistent(self) -> Self:
         if self.multi_label and self.positive_label is not None:
             raise ValueError(
-                f"positive_label {self.positive_label!r} and multi_label true: only one label of "
-                "two can be positive"
+                f"positive_label {self.positive_label!r} and multi_label true: a multi-label task "
+                "has no "
+                "positive label; leave one of them out"
             )
         if self.multi_label and self.class_weights != "none":
             raise ValueError(
-                f"class_weights {self.class_weights!r} and multi_label true: a row of several "
-                "labels has no one weight"
+                f"class_weights {self.class_weights!r} and multi_label true: a row with several "
+                "labels "
+                "has no single weight; leave class_weights out"
             )
         if self.multi_label and self.class_thresholds:
             raise ValueError(
-                "multi_label true and class_thresholds true: several labels have a threshold each "
-                "anyway; leave class_thresholds out"
+                "multi_label true and class_thresholds true: a multi-label task always has a "
+                "threshold "
+                "per label; leave class_thresholds out"
             )
         if self.long_texts == "windows" and self.keep != "start":
             raise ValueError(
-                f"keep {self.keep!r} and long_texts 'windows': windows keep the whole text"
+                f"keep {self.keep!r} and long_texts 'windows': windows keep the whole text; leave "
+                "keep "
+                "out"
             )
         if self.long_texts == "windows" and self.window_overlap >= self.max_length:
             raise ValueError(
@@ -116,11 +125,9 @@ class ClassifyResponse(TextResponse):
 
 
 class LabeledResponse(ClassifyResponse):
-    """With the label where clients of a service with one label per text read it."""
+    """A response that also has the label of a single text at the top level."""
 
-    label: str | None = Field(
-        None, description="of the one text that was sent; left out where several were"
-    )
+    label: str | None = Field(None, description="label of the text, if the request has only one")
 
 
 def with_label(response: TextResponse) -> TextResponse:
@@ -131,7 +138,7 @@ def with_label(response: TextResponse) -> TextResponse:
 
 @dataclass(frozen=True, slots=True)
 class ClassLoss:
-    """Cross-entropy of each row's class, or of its labels in the mean."""
+    """Computes the cross-entropy of each row's class, or the mean over its labels."""
 
     weights: Floats
     options: Options
@@ -159,9 +166,8 @@ class ClassLoss:
 class Task:
     options: Options
     labels: tuple[str, ...]
-    thresholds: tuple[float, ...] | None = (
-        None  # multi-label or class_thresholds, once fitted on validation
-    )
+    # Fitted on validation rows, for multi_label and class_thresholds.
+    thresholds: tuple[float, ...] | None = None
     routes: ClassVar = (
         Route("/v1/classify", ClassifyRequest, ClassifyResponse),
         Route("/classify", ClassifyRequest, LabeledResponse, finish=with_label),
@@ -213,14 +219,16 @@ class Task:
         rows = []
         for example, text in zip(examples, windows, strict=True):
             if not text.tokens[0]:
-                raise DataError(f"{example.where or example.id}: there is no token in the text")
+                raise DataError(
+                    f"{example.where or example.id}: the text has no token; remove the row"
+                )
             target = places(example, self.labels) if example.labels else ()  # a request has none
             rows += [Encoded(example.id, tokens, target, text.truncated) for tokens in text.tokens]
         return rows
 
     def loss(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> "ClassLoss":
-        """A row has the weight of its class, shared among the windows of its example: every example
-        counts once."""
+        """Weight each row by its class. The windows of an example share its weight, so that every
+        example counts once."""
         counts = Counter(row_ids)
         windows = np.array([counts[row_id] for row_id in row_ids], dtype=np.float64)
         if self.options.multi_label:
@@ -235,14 +243,14 @@ class Task:
     def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
         if not examples:
             return []
-        # By position, not by id: whoever asks over HTTP may repeat one.
-        numbered = [
+        # Rows are matched by position, since a request may repeat an id.
+        by_position = [
             replace(example, id=str(row), labels=()) for row, example in enumerate(examples)
         ]
-        rows = self.encode(numbered, engine.tokenizer)
+        rows = self.encode(by_position, engine.tokenizer)
         logits = engine.logits([row.tokens for row in rows]).astype(np.float64)
-        # Windows are averaged as logits: a window that says nothing (near zero) then leaves the
-        # verdict to one that does, where averaged probabilities would pull it to the middle.
+        # Windows are averaged as logits. A window without evidence, with logits near zero, then
+        # leaves the decision to the others; averaged probabilities would pull it to the middle.
         position = np.array([int(row.row_id) for row in rows])
         sums = np.zeros((len(examples), len(self.labels)))
         np.add.at(sums, position, logits)
@@ -269,9 +277,8 @@ class Task:
         probabilities = np.array([row.probabilities for row in predictions])
         if self.options.multi_label:
             truth = indicators([example.labels for example in examples], self.labels)
-            targets = mix(truth, probabilities) * truth.any(
-                axis=0
-            )  # of a label that no row has, nothing is known
+            # A label without rows gives no evidence for a threshold.
+            targets = mix(truth, probabilities) * truth.any(axis=0)
             return replace(self, thresholds=tuple(metrics.thresholds(targets, probabilities)))
         if self.options.class_thresholds:
             classes = np.array([places(example, self.labels)[0] for example in examples])
@@ -311,7 +318,7 @@ class Task:
         return tuple(self._answer(row) for row in predictions)
 
     def _answer(self, row: Prediction) -> LabelAnswer:
-        assert row.confidence is not None  # what is sent is calibrated
+        assert row.confidence is not None  # responses are calibrated
         return LabelAnswer(
             label=None if self.options.multi_label else row.labels[0],
             labels=row.labels,
@@ -321,7 +328,7 @@ class Task:
         )
 
     def _probabilities(self, logits: Floats) -> Floats:
-        # Logarithm of the denominator: of all classes, or for multi-label of yes and no.
+        # The logarithm of the denominator: over all classes, or over yes and no for multi-label.
         total = (
             np.logaddexp(0, logits)
             if self.options.multi_label

@@ -225,7 +225,7 @@ def test_options_that_cannot_be_are_named():
         ({"prompt": "{text} {question}"}, "must hold {text} once"),
         ({"prompt": "{text} {long_answer}"}, "states the answer"),
         ({"answer": "yes"}, "must hold {label} once"),
-        ({"decoding": "generate", "prior_correction": True}, "what is generated is not scored"),
+        ({"decoding": "generate", "prior_correction": True}, "generated answers have no scores"),
     ]:
         with pytest.raises(ValidationError) as found:
             Options(name="choice", **wrong)
@@ -234,7 +234,7 @@ def test_options_that_cannot_be_are_named():
         task_of(["yes", "no"])
     with pytest.raises(ConfigError, match=r"task\.metric: 'f1'"):
         task_of(metric="f1")
-    with pytest.raises(DataError, match="needs exactly one"):
+    with pytest.raises(DataError, match="give it exactly one"):
         Task.fit(Options(name="choice"), [Example("a", "b", ("c", "d"))])
 
 

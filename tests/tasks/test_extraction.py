@@ -158,7 +158,8 @@ def test_a_list_that_the_prompt_begins_is_gone_on_with_in_training_examples_and_
 
 def test_an_answer_is_never_cut() -> None:
     with pytest.raises(
-        DataError, match=r"a: its 1 mentions are an answer of 6 tokens; task\.max_answer is 5"
+        DataError,
+        match=r"a: the answer with 1 mentions has 6 tokens; raise task\.max_answer above 5",
     ):
         task(max_answer=5).encode([EXAMPLE], tiny.tokenizer("llama"))
 
@@ -238,7 +239,7 @@ def test_examples_are_taken_from_training_rows_alone_and_travel_with_the_task(
     again = tasks.restore(made.options.model_dump(mode="json"), state)
     assert isinstance(again, Task)
     assert again.around() == made.around()
-    with pytest.raises(ConfigError, match=r"task\.num_examples 3: there were no training rows"):
+    with pytest.raises(ConfigError, match=r"task\.num_examples 3: there are no training rows"):
         tasks.fit(asked.task, data.label_sets()).encode([EXAMPLE], tiny.tokenizer("llama"))
 
 
@@ -246,7 +247,7 @@ def test_examples_are_taken_from_training_rows_alone_and_travel_with_the_task(
     ("options", "message"),
     [
         ({"prompt": "no place"}, "must hold {text} once"),
-        ({"prompt": "{text} ["}, "behind '\\[' the list goes on at once"),
+        ({"prompt": "{text} ["}, "after '\\[' the answer must begin"),
         ({"answer": "{text}"}, "must hold {mentions} once"),
         ({"max_length": 64, "max_answer": 64}, "max_answer 64 and max_length 64"),
     ],

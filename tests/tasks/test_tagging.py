@@ -155,7 +155,7 @@ def test_the_loss_is_a_sum_over_the_tokens_that_count_on_either_side_of_padding(
 def test_data_without_mentions_is_refused() -> None:
     options = Options(name="tagging")
     with pytest.raises(
-        DataError, match=r"no row has a mention: task tagging needs annotated texts"
+        DataError, match=r"no row has a mention, and task tagging needs annotated texts"
     ):
         Task.fit(options, [Example("", "")])
     with pytest.raises(DataError, match="no training row has a mention"):

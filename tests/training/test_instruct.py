@@ -184,7 +184,7 @@ def test_refusals_and_answers_are_told_apart_by_what_is_right() -> None:
     assert found["over_refusal"] == pytest.approx(1 / 2)
     assert found["safe_answer_f1"] == pytest.approx(0.5)
     with pytest.raises(
-        DataError, match=r"task.metric safe_answer_f1: of these 1 rows none is to be refused"
+        DataError, match=r"task.metric safe_answer_f1: none of these 1 rows must be refused"
     ):
         figures(("the blood", "the blood"))
 

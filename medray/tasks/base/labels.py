@@ -1,5 +1,5 @@
-"""What tasks whose rows have named labels share: a label's place, its weight, and truth as zeros
-and ones."""
+"""Functions for tasks with a closed set of labels: checks, positions and weights of labels, truth
+as zeros and ones."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
@@ -18,11 +18,11 @@ ClassWeights = Literal["none", "balanced"] | dict[str, Annotated[float, Field(gt
 def check_options(
     labels: Sequence[str], *, metric: str, class_weights: ClassWeights, multi_label: bool
 ) -> None:
-    """What of the options only the labels can tell to be wrong."""
+    """Raise where options do not fit the labels of the data."""
     choices = metrics.names(multi_label, binary=len(labels) == 2)
     if metric not in choices:
         raise ConfigError(
-            f"task.metric: {metric!r} is no figure of this task; {suggest(metric, choices)}"
+            f"task.metric: {metric!r} is not a metric of this task; {suggest(metric, choices)}"
         )
     for label in class_weights if isinstance(class_weights, Mapping) else ():
         if label not in labels:
@@ -32,20 +32,22 @@ def check_options(
 
 
 def check_one_label(examples: Sequence[Example], otherwise: str = "") -> None:
+    """Raise for a row without exactly one label; `otherwise` ends the message."""
     for example in examples:
         if len(example.labels) != 1:
             labels = ", ".join(example.labels) or "none"
             raise DataError(
-                f"{example.where or example.id}: labels {labels}: a row needs exactly "
+                f"{example.where or example.id}: the row has the labels {labels}; give it exactly "
                 f"one{otherwise}"
             )
 
 
 def places(example: Example, labels: Sequence[str]) -> tuple[int, ...]:
+    """Return the positions of a row's labels in `labels`."""
     for label in example.labels:
         if label not in labels:
             raise DataError(
-                f"{example.where or example.id}: label {label!r:.60} is not the task's; "
+                f"{example.where or example.id}: label {label!r:.60} is not a label of the task; "
                 f"{suggest(label, labels)}"
             )
     return tuple(sorted({labels.index(label) for label in example.labels}))
@@ -57,14 +59,14 @@ def weights_of(
     classes: Ints,
     shares: Floats,
 ) -> Floats:
-    """A weight for each label; `shares` is how much of an example each row is."""
+    """Return the weight of each label; `shares` is the share of an example that each row holds."""
     if isinstance(class_weights, Mapping):
         return np.array([class_weights.get(label, 1.0) for label in labels])
     if class_weights == "none":
         return np.ones(len(labels))
     examples = np.bincount(classes, weights=shares, minlength=len(labels))
-    # A class without training rows weighs nothing and is looked up by none; the split refuses that
-    # case anyway.
+    # A class without training rows has the weight 0, which no row uses; the split refuses it
+    # anyway.
     weights: Floats = np.divide(
         examples.sum(), len(labels) * examples, out=np.zeros(len(examples)), where=examples > 0
     )
@@ -87,6 +89,7 @@ def label_results(
 
 
 def indicators(rows: Sequence[tuple[str, ...]], labels: Sequence[str]) -> Ints:
+    """Return 0 or 1 per row and label."""
     return np.array(
         [[int(label in row) for label in labels] for row in rows], dtype=np.int64
     ).reshape(len(rows), len(labels))

@@ -1,5 +1,5 @@
-"""What tasks of language models share: the loss of their answers' tokens, and answers that are
-generated. It loads no model."""
+"""The loss of answer tokens, and generated answers: for all tasks of language models. It loads no
+model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,28 +17,26 @@ if TYPE_CHECKING:
     from medray.types import Engine
 
 Target = tuple[int, ...]
-Spans = Sequence[tuple[int, int]]  # of one row, each from its first token to behind its last
+Spans = Sequence[tuple[int, int]]  # the answers of a row: first token, end
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerLogits:
-    """The logits of the places before each answer token, row by row: those of no other place are
-    made."""
+    """The logits that predict each answer token, row by row. Logits of other positions are not
+    computed."""
 
     logits: "Tensor"
-    rows: "Tensor"  # of each place
-    tokens: "Tensor"  # that are right there
+    rows: "Tensor"  # the row of each logit
+    tokens: "Tensor"  # the right token of each logit
 
 
 @dataclass(frozen=True, slots=True)
 class LanguageModelLoss:
-    """Cross-entropy of the answers' tokens, a sum per row."""
+    """Computes the cross-entropy of the answer tokens, as a sum per row."""
 
     weights: npt.NDArray[np.float64]
-    spans: Callable[
-        [Target, int], Spans
-    ]  # from a row's target and length, which of its tokens are answers
-    has_class_weights: bool = False  # a row's weight is then not the number of its answer tokens
+    spans: Callable[[Target, int], Spans]  # the answers of a row, from its target and length
+    has_class_weights: bool = False  # True: a row's weight is not the number of its answer tokens
 
     def num_tokens(self, target: Target, length: int) -> int:
         return sum(end - start for start, end in self.spans(target, length))
@@ -54,10 +52,10 @@ class LanguageModelLoss:
 
 
 def answer_at_end(target: Target, length: int) -> Spans:
-    """The one answer of a row whose target ends with its number of tokens."""
+    """Return the span of a single answer at the row's end; the target ends with its length."""
     return ((length - target[-1], length),)
 
 
 def generate(engine: "Engine", prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[str]:
-    """A text per prompt."""
+    """Return one text per prompt."""
     return [chunk.text for chunk in gather(engine.generate(prompts, sampling), len(prompts))]

@@ -1,5 +1,5 @@
-"""What tasks that find mentions share: their route with its forms, their figures, and what a
-checkpoint keeps of their answers."""
+"""Functions for tasks that find mentions: their HTTP route, their scores, and the predictions that
+a checkpoint keeps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -35,14 +35,14 @@ def respond(predictions: Sequence[Prediction]) -> tuple[MentionsAnswer, ...]:
 
 
 def kinds_of(examples: Sequence[Example], train: Sequence[Example], task: str) -> tuple[str, ...]:
-    """An annotated row has the kinds of its mentions as labels; labels alone could be those of a
-    classification."""
+    """Return the kinds of mentions in the data. Raise if no training row has mentions, since the
+    labels could then be those of a classification."""
     kinds = tuple(sorted({label for example in examples for label in example.labels}))
     if not kinds or (train and not any(example.mentions for example in train)):
         row = "training row" if kinds else "row"
         raise DataError(
-            f"no {row} has a mention: task {task} needs annotated texts (data.format spans or "
-            "pubtator)"
+            f"no {row} has a mention, and task {task} needs annotated texts; use data.format spans "
+            "or pubtator"
         )
     return kinds
 
@@ -71,7 +71,7 @@ def score(
 
 
 def keep(predictions: Sequence[Prediction]) -> list[Prediction]:
-    """Where mentions are, without their words."""
+    """Return the predictions with the positions of mentions, without their text."""
     return [
         replace(row, text="", mentions=tuple(replace(mention, text="") for mention in row.mentions))
         for row in predictions

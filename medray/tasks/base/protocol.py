@@ -1,5 +1,5 @@
-"""What a task promises: it turns examples into rows, outputs into a loss, and answers into figures.
-It loads no model."""
+"""The protocol of tasks: a task turns examples into rows, outputs into a loss, and predictions into
+metrics. It loads no model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,90 +24,90 @@ ChatOutcome = Literal["answered", "refused"]
 
 
 class TaskOptions(PluginOptions):
-    NEEDS: ClassVar[Needs] = "head"  # what is asked of a base, known before its data is read
-    CHANGEABLE: ClassVar[
-        tuple[str, ...]
-    ] = ()  # what a release may have otherwise than its training
+    NEEDS: ClassVar[Needs] = "head"  # the kind of model, known before the data is read
+    # The options that a release may change after training.
+    CHANGEABLE: ClassVar[tuple[str, ...]] = ()
 
     def bring(self, num_train: int) -> list[Example]:
-        """Rows that the task adds to the data, each naming its side; `num_train` are the data's own
-        that train."""
+        """Return rows that the task adds to the data, each with its split. The data itself has
+        `num_train` training rows."""
         return []
 
     def samples(self) -> list[Example]:
-        """Prompts of the user's own, which the report shows with answers from before and after
+        """Return the user's own prompts. The report shows answers to them from before and after
         training."""
         return []
 
 
 @dataclass(frozen=True, slots=True)
 class LossInputs:
-    """What a loss reads of a micro-batch beside the model's outputs."""
+    """The inputs of a loss for a micro-batch, other than the model's outputs."""
 
-    targets: Sequence[tuple[int, ...]]  # of each row
-    weights: "Tensor"  # of each row
-    mask: "Tensor"  # 1 at the tokens of each row, 0 at padding, on whichever side it is
+    targets: Sequence[tuple[int, ...]]  # one per row
+    weights: "Tensor"  # one per row
+    mask: "Tensor"  # 1 at tokens, 0 at padding on either side
 
 
 class Loss(Protocol):
-    """What training rows cost."""
+    """The loss of the training rows."""
 
     @property
     def weights(self) -> npt.NDArray[np.float64]:
-        """Each row's share of a step, known before the step."""
+        """Return each row's weight in a step, which is known before the step."""
         ...
 
     def __call__(self, outputs: Any, rows: LossInputs) -> "Tensor":
-        """A weighted sum per row: never a mean, which micro-batching would change.
+        """Return a weighted sum per row, never a mean, which micro-batching would change.
 
-        `outputs` are the model's; of a `LanguageModelLoss` they are `AnswerLogits`.
+        `outputs` are the model's outputs; a `LanguageModelLoss` takes `AnswerLogits`.
         """
         ...
 
 
 class Task(Protocol):
-    """A file of medray/tasks: a class `Task` with this shape, and its pydantic `Options`.
+    """Each module of medray/tasks has a class `Task` with these members, and its pydantic
+    `Options`.
 
-    Small protocols say what some tasks have besides: `Calibrated` or `TallyTask`, `Chatting`, and
-    `Served` of route.py."""
+    Small protocols hold the further members of some tasks: `Calibrated` or `TallyTask`,
+    `Chatting`, and `Served` in route.py."""
 
     @property
     def options(self) -> Any: ...
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What the columns of probabilities and truth stand for. Without any, answers are texts:
-        nothing is calibrated or sliced by label."""
+        """Name the columns of probabilities and truth. A task without labels predicts texts or
+        mentions, which are not calibrated or sliced by label."""
         ...
 
     @classmethod
     def fit(cls, options: Any, examples: Sequence[Example], train: Sequence[Example] = ()) -> Self:
-        """Learn what the data decides: the label set from examples of every split, texts unused;
-        what a prompt shows from `train`."""
+        """Build the task for a data set. The labels come from the examples of all splits, whose
+        texts are not read; the examples in a prompt come from `train`."""
         ...
 
     @classmethod
     def restore(cls, options: Any, state: Mapping[str, Any]) -> Self: ...
 
     def state(self) -> dict[str, Any]:
-        """What `restore` needs, as JSON; it travels in the checkpoint's manifest."""
+        """Return the state for `restore` as JSON, which the checkpoint's manifest holds."""
         ...
 
     def head(self) -> Head | None: ...
 
     def encode(self, examples: Sequence[Example], tokenizer: Any) -> list[Encoded]:
-        """Rows as the model reads them. The answer is never cut; what was truncated says so."""
+        """Return rows as the model reads them. Texts may be truncated, but answers never are."""
         ...
 
     def loss(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> Loss:
-        """The loss of all training rows, from their targets."""
+        """Return the loss of all training rows, from their targets."""
         ...
 
     def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]: ...
 
     def probe(self, engine: "Engine", examples: Sequence[Example]) -> npt.NDArray[np.float64]:
-        """What the model says to examples, before anything is decided: a row of figures each, the
-        same after every reload."""
+        """Return the model's raw outputs for examples, one row each, which must be the same after
+        each reload."""
         ...
 
     def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Metrics: ...
@@ -115,59 +115,60 @@ class Task(Protocol):
 
 @runtime_checkable
 class Calibrated(Task, Protocol):
-    """A task whose answers are labels with probabilities. A task is either this or `TallyTask`."""
+    """A task that predicts labels with probabilities. Every task is this or a `TallyTask`."""
 
     def tune(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Self:
-        """The task with what is fitted on validation (thresholds); itself where there is nothing to
-        fit."""
+        """Return the task with thresholds that are fitted on validation rows, or the same task if
+        it has none."""
         ...
 
     def decide(self, predictions: Sequence[Prediction]) -> list[Prediction]:
-        """The predictions with labels by this task's current rule; probabilities stay."""
+        """Return the predictions with labels by this task's thresholds and the same
+        probabilities."""
         ...
 
     def truth(self, examples: Sequence[Example]) -> npt.NDArray[np.bool_]:
-        """The labels that are right, a row per example and a column per label."""
+        """Return the right labels, with one row per example and one column per label."""
         ...
 
     def results(
         self, predictions: Sequence[Prediction], examples: Sequence[Example]
     ) -> LabelResults:
-        """Truth and predictions side by side, for intervals and comparisons."""
+        """Return truth and predictions of each row, for intervals and comparisons."""
         ...
 
     def read_probe(self, outputs: npt.NDArray[np.float64]) -> list[Prediction]:
-        """The answers that outputs of `probe` stand for, before calibration."""
+        """Return the predictions for outputs of `probe`, before calibration."""
         ...
 
 
 @runtime_checkable
 class TallyTask(Task, Protocol):
-    """A task whose answers are texts or mentions, each of which adds to some counts."""
+    """A task that predicts texts or mentions, whose metrics follow from counts per row."""
 
     def keep(
         self, predictions: Sequence[Prediction], examples: Sequence[Example]
     ) -> list[Prediction]:
-        """What a checkpoint keeps of its predictions: no text, but what `score` and `results` need
-        of it."""
+        """Return the predictions without texts, for a checkpoint, with the counts that `score` and
+        `results` read."""
         ...
 
     def results(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Tallies:
-        """The counts of each row, for intervals and comparisons."""
+        """Return the counts of each row, for intervals and comparisons."""
         ...
 
 
 def task_options(options: PluginOptions) -> TaskOptions:
     assert isinstance(options, TaskOptions), (
-        f"the options of task {options.name} are no TaskOptions"
+        f"the options of task {options.name} are not TaskOptions"
     )
     return options
 
 
 @runtime_checkable
 class Chatting(Protocol):
-    """A task that answers conversations has these besides; its options hold `system`,
-    `max_new_tokens` and `disclaimer`."""
+    """A task that answers conversations. Its options include `system`, `max_new_tokens` and
+    `disclaimer`."""
 
     @property
     def options(self) -> Any: ...
@@ -175,12 +176,12 @@ class Chatting(Protocol):
     def prompt(
         self, messages: Sequence[Message], tokenizer: Any, max_new_tokens: int
     ) -> tuple[int, ...]:
-        """The task's system prompt first, one of the messages after it, as many turns as fit beside
-        an answer of so many tokens."""
+        """Return the tokens of a conversation: the task's system prompt, that of the messages, and
+        as many turns as leave room for the answer."""
         ...
 
     def count_tokens(self, examples: Sequence[Example], tokenizer: Any) -> list[int]:
-        """Of each whole conversation with its answer, before anything is cut."""
+        """Return the length of each whole conversation with its answer, before truncation."""
         ...
 
     def outcome(self, text: str) -> ChatOutcome: ...
@@ -191,13 +192,13 @@ def needs_of(options: PluginOptions) -> Needs:
 
 
 def fit(options: PluginOptions, examples: Sequence[Example], train: Sequence[Example] = ()) -> Task:
-    """`examples` of every split, texts unused; `train` are training rows."""
+    """Build a task from its options and the data; see `Task.fit`."""
     task: Task = plugins.find("tasks", options.name).Task.fit(options, examples, train)
     return task
 
 
 def results(task: Task, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Results:
-    """Truth and predictions side by side, for intervals and comparisons."""
+    """Return truth and predictions of each row, for intervals and comparisons."""
     assert isinstance(task, Calibrated | TallyTask), (
         f"task {task.options.name} is neither Calibrated nor TallyTask"
     )
@@ -207,7 +208,7 @@ def results(task: Task, predictions: Sequence[Prediction], examples: Sequence[Ex
 def without_texts(
     task: Task, predictions: Sequence[Prediction], examples: Sequence[Example]
 ) -> list[Prediction]:
-    """What a checkpoint keeps of its predictions: no text."""
+    """Return predictions as a checkpoint keeps them, without texts."""
     if isinstance(task, TallyTask):
         return task.keep(predictions, examples)
     assert isinstance(task, Calibrated), (
@@ -217,7 +218,7 @@ def without_texts(
 
 
 def restore(options: Mapping[str, Any], state: Mapping[str, Any]) -> Task:
-    """The task as a manifest describes it."""
+    """Return the task that a manifest describes."""
     name = str(options.get("name"))
     module = plugins.find("tasks", name)
     valid_options = validate(module.Options, dict(options), where=f"task {name}")
@@ -225,7 +226,7 @@ def restore(options: Mapping[str, Any], state: Mapping[str, Any]) -> Task:
         task: Task = module.Task.restore(valid_options, state)
     except (KeyError, TypeError, ValueError) as err:
         raise ArtifactError(
-            f"task {name}: its state cannot be restored ({type(err).__name__} {err}); publish the "
+            f"task {name}: the state cannot be restored ({type(err).__name__} {err}); publish the "
             "checkpoint again"
         ) from None
     return task

@@ -1,5 +1,5 @@
-"""How a task is served: the paths of its releases, and what each request and response holds. The
-folder of tasks is the table."""
+"""The HTTP routes of tasks: the paths of their releases, and the bodies of requests and responses.
+Each task names its own routes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ _MOST_KEYS = 20
 
 
 class Body(BaseModel):
-    """What is read or written over HTTP: closed to unknown keys, and frozen."""
+    """A request or response body, frozen and without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class TextRequest(Body):
     text: str | None = Field(None, min_length=1)
-    # The first wrong one is enough: an error for each of a megabyte of them takes seconds.
+    # Validation stops at the first error, since listing all errors of a megabyte takes seconds.
     inputs: (
         Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(fail_fast=True)] | None
     ) = Field(None, min_length=1)
     model: str | None = Field(
-        None, description="the release that answers; may be left out where one is served"
+        None, description="the release to use; optional if one release is served"
     )
 
     @model_validator(mode="before")
@@ -49,38 +49,41 @@ class TextRequest(Body):
         return (self.text,) if self.text is not None else self.inputs or ()
 
     def examples(self) -> list[Example]:
-        """One per answer, by position."""
+        """Return one example per text, with its position as id."""
         return [Example(str(position), text) for position, text in enumerate(self.texts)]
 
 
 class InputNote(Body):
-    """What the guards have to say of one input."""
+    """The findings of the guards about one input."""
 
     masked: dict[Kind, int] = Field(
         default_factory=dict,
-        description="identifiers that were masked before anything read them, by kind",
+        description=(
+            "number of identifiers that were masked before the model read the text, by kind"
+        ),
     )
     unlike_training: tuple[str, ...] = Field(
-        (), description="a sentence for each way in which the text is unlike those of the training"
+        (), description="one sentence per way in which the text differs from the training texts"
     )
     distance: float | None = Field(
         None,
         description=(
-            "of the text as the model reads it from the release's validation texts; about 1 for "
-            "one like them"
+            "distance of the text's embedding from those of the release's validation texts; about "
+            "1 "
+            "for a similar text"
         ),
     )
 
 
 class NotesResponse(Body):
     notes: tuple[InputNote, ...] = Field(
-        (), description="one for each input, where mask_identifiers or flag_unlike_training is set"
+        (), description="one per input, if mask_identifiers or flag_unlike_training is set"
     )
 
 
 class TextResponse(NotesResponse):
-    """Each prediction has the `labels` that the log of requests gets, and where it has one a
-    `confidence`."""
+    """A response with predictions. Each prediction has `labels`, which the request log shows, and
+    may have a `confidence`."""
 
     release: str
     version: int
@@ -92,7 +95,7 @@ def _as_it_is(response: TextResponse) -> TextResponse:
 
 
 class DisclaimedResponse(NotesResponse):
-    """A second base of a response that carries the disclaimer, behind its predictions."""
+    """A base of responses that end with the disclaimer."""
 
     predictions: tuple[Any, ...]
     disclaimer: str = DISCLAIMER
@@ -100,8 +103,8 @@ class DisclaimedResponse(NotesResponse):
 
 @dataclass(frozen=True)
 class Route:
-    """One path; the task answers with the response of its first route, which `finish` makes this
-    one's."""
+    """A path with its bodies. A task returns the response of its first route; `finish` converts it
+    to the response of this route."""
 
     path: str
     request: type[TextRequest]
@@ -111,18 +114,18 @@ class Route:
 
 @runtime_checkable
 class Served(Task, Protocol):
-    """A task whose texts are answered over HTTP. Tasks may share a route."""
+    """A task that is served over HTTP. Tasks may share a route."""
 
     routes: ClassVar[tuple[Route, ...]]
 
     def respond(self, predictions: Sequence[Prediction]) -> tuple[Any, ...]:
-        """The response's predictions."""
+        """Return the predictions of the response."""
         ...
 
 
 def routes_of(task: str) -> tuple[Route, ...]:
-    """Those of the releases of a task, the usual one first; none where it is not served by text, or
-    not known."""
+    """Return the routes of a task, the main one first. A task that is unknown or not served by text
+    has none."""
     if task not in plugins.names("tasks"):
         return ()
     routes: tuple[Route, ...] = getattr(plugins.find("tasks", task).Task, "routes", ())
@@ -130,7 +133,7 @@ def routes_of(task: str) -> tuple[Route, ...]:
 
 
 def all_routes() -> list[Route]:
-    """Those of every task in the folder, each once."""
+    """Return the routes of all tasks, each once."""
     routes = list(
         dict.fromkeys(route for task in plugins.names("tasks") for route in routes_of(task))
     )

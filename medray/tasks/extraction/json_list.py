@@ -1,8 +1,5 @@
-"""A list of mentions as JSON: written as an answer, and read from what a model wrote, mended where
-that can be done. Pure.
-
-What is read is then looked up in the text: a mention is a span of it, or none.
-"""
+"""Writes mentions as a JSON list, reads and repairs lists that a model wrote, and finds their items
+in the text. Pure."""
 
 import json
 import re
@@ -15,7 +12,7 @@ from medray.types import Mention
 _TEXT_KEYS = ("text", "mention", "name", "disease", "entity")
 _KIND_KEYS = ("kind", "type", "label")
 _CLOSING = {'"': '"', "'": "'", "“": "”", "‘": "’"}
-_MOST_STARTS = 20  # brackets at which a list is looked for
+_MOST_STARTS = 20  # the number of opening brackets to try
 _HYPHENS = r"\-\u2010-\u2015"
 
 
@@ -34,13 +31,12 @@ class JsonList:
 @dataclass(frozen=True, slots=True)
 class Grounding:
     mentions: tuple[Mention, ...]  # in the order of the text
-    num_dropped: (
-        int  # items that stand nowhere in it, or not once more, or are of no kind that is known
-    )
+    # Items that the text does not contain, or not often enough, or of an unknown kind.
+    num_dropped: int
 
 
 def write(mentions: Sequence[Mention], kinds: Sequence[str]) -> str:
-    """Every mention in the order of the text; of one kind its words alone, else with its kind."""
+    """Write the mentions in the order of the text. Kinds are left out if there is only one."""
     if len(kinds) == 1:
         return json.dumps([mention.text for mention in mentions], ensure_ascii=False)
     return json.dumps(
@@ -49,8 +45,8 @@ def write(mentions: Sequence[Mention], kinds: Sequence[str]) -> str:
 
 
 def read(text: str) -> JsonList:
-    """Strict JSON is valid; a list with text around it, other quotes, a comma too many or no end is
-    mended; the rest is invalid."""
+    """Read a generated list. Strict JSON is valid. A list within other text, with other quotes, an
+    extra comma or no end is repaired. Everything else is invalid."""
     try:
         whole = json.loads(text)
         if isinstance(whole, list):
@@ -75,10 +71,10 @@ def read(text: str) -> JsonList:
 def ground(
     text: str, items: Sequence[Item], kinds: Sequence[str], *, every: bool = False
 ) -> Grounding:
-    """The spans that the items name: case and hyphens do not matter, words do.
+    """Find the spans that the items name, regardless of case and hyphens.
 
-    An item that comes again takes the next place of its name, or with `every` each takes all
-    places. Longer names choose first: what is inside one is no mention of its own."""
+    A repeated item takes the next place of its name; with `every`, an item takes all places. Longer
+    names choose first, so a name inside a longer mention is not a mention of its own."""
     mentions: list[Mention] = []
     num_dropped = 0
     for item in sorted(items, key=lambda item: -len(item.text)):
@@ -110,8 +106,7 @@ def _item(raw: Any) -> Item:
 
 
 def _loose(text: str, at: int) -> Iterator[Item | None]:
-    """Items behind an opening bracket, as far as they are whole; at the closing one None, which
-    says that it was there."""
+    """Yield complete items after an opening bracket, and None at the closing bracket."""
     while at < len(text):
         mark = text[at]
         if mark == "]":
@@ -120,7 +115,7 @@ def _loose(text: str, at: int) -> Iterator[Item | None]:
         if mark in _CLOSING:
             value, end = _string(text, at)
             if end is None:
-                return  # half a name is none
+                return  # an incomplete name is not an item
             yield Item(value)
             at = end
         elif mark == "{":
@@ -140,7 +135,7 @@ def _loose(text: str, at: int) -> Iterator[Item | None]:
 
 
 def _pairs(text: str) -> dict[str, str]:
-    """Names and values of an object, in any quotes."""
+    """Return the names and values of an object, with any kind of quotes."""
     strings, at = [], 0
     while at < len(text):
         if text[at] in _CLOSING:
@@ -155,8 +150,8 @@ def _pairs(text: str) -> dict[str, str]:
 
 
 def _string(text: str, at: int) -> tuple[str, int | None]:
-    """What stands in quotes, and where it ends: at a quote behind which a list goes on, since names
-    have apostrophes."""
+    """Return the text in quotes and the position after it. The text ends at a quote after which the
+    list continues, since names may contain apostrophes."""
     closing = re.escape(_CLOSING[text[at]])
     match = re.compile(
         rf"((?:\\.|[^\\])*?){closing}(?=\s*(?:[,\]}}:]|$)|\s+[\"“])", re.DOTALL
@@ -167,7 +162,7 @@ def _string(text: str, at: int) -> tuple[str, int | None]:
 
 
 def _kind(item: Item, kinds: Sequence[str]) -> str | None:
-    """As the item says it, in any case; of one kind whatever it says."""
+    """Return the item's kind, regardless of case. If there is only one kind, return that."""
     if len(kinds) == 1:
         return kinds[0]
     return next(

@@ -1,8 +1,8 @@
-"""Mentions by a causal language model that writes them as a JSON list: asked as it is, with
-examples in the prompt, or fine-tuned.
+"""Mentions by a causal language model that writes them as a JSON list: untuned, with examples in
+the prompt, or fine-tuned.
 
-It loads no model. A mention is a span of the text; what the model lists and the text does not hold
-is dropped and counted."""
+It loads no model. A mention is a span of the text. Listed names that the text does not contain are
+dropped and counted."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ RATES = {
     "dropped_mention_rate": ("dropped", "listed"),
 }
 BEGINNING = "["
-_BETWEEN = "\n\n"  # instruction, examples and the row
+_BETWEEN = "\n\n"  # separates instruction, examples and row
 
 
 class Options(TaskOptions):
@@ -43,44 +43,44 @@ class Options(TaskOptions):
     name: Literal["extraction"]
     metric: mention_task.Metric = Field(
         "mention_f1",
-        description="figure on the validation split that epochs and trials are chosen by",
+        description="metric on the validation split that selects epochs and trials",
     )
     instruction: str = Field(
         "List the diseases that the abstract names, in its own words, as a JSON list of strings. "
         "If it names none, the list is empty.",
-        description="what stands above everything; may be empty",
+        description="the beginning of the prompt; may be empty",
     )
     prompt: str = Field(
         "Abstract: {text}\nDiseases:",
         description=(
-            "what the model reads of a row, with its {text}; in examples too. Where it ends with "
-            "'[' the list is begun for the model"
+            "the part of the prompt for a row or an example, with {text}; if it ends with '[', the "
+            "model continues the list"
         ),
     )
     answer: str = Field(
-        " {mentions}", description="what follows the prompt, with the JSON list of {mentions}"
+        " {mentions}", description="the answer after the prompt, with {mentions} for the JSON list"
     )
     num_examples: int = Field(
         0,
         ge=0,
         description=(
-            "training rows that stand in the prompt with their answers, the same for every row"
+            "number of training rows in the prompt with their answers, the same for every row"
         ),
     )
     occurrences: Literal["listed", "all"] = Field(
         "listed",
         description=(
-            "a name stands for one place of the text each time it is listed, or for all of its "
-            "places"
+            "each listed name stands for one place in the text (listed), or for all its places "
+            "(all)"
         ),
     )
     max_length: int = Field(
         1024,
         ge=1,
-        description="tokens of prompt and answer; the row's text is cut to fit, nothing else",
+        description="maximum number of tokens of prompt and answer; only the row's text is cut",
     )
     max_answer: int = Field(
-        128, ge=1, description="of these, tokens of the answer: so many are generated at most"
+        128, ge=1, description="maximum number of tokens of the answer, as a part of max_length"
     )
     stop: tuple[str, ...] = Field((_BETWEEN,), description="texts that end a generated answer")
 
@@ -90,8 +90,9 @@ class Options(TaskOptions):
         lead, _ = Template.parse(self.answer).around("mentions")
         if self.is_begun and lead:
             raise ValueError(
-                f"prompt {self.prompt!r} and answer {self.answer!r}: behind '[' the list goes on "
-                "at once, with '{mentions}'"
+                f"prompt {self.prompt!r} and answer {self.answer!r}: after '[' the answer must "
+                "begin "
+                "with '{mentions}'"
             )
         if self.max_answer >= self.max_length:
             raise ValueError(
@@ -102,8 +103,8 @@ class Options(TaskOptions):
 
     @property
     def is_begun(self) -> bool:
-        """Whether the prompt holds the list's opening bracket: a model that was not trained for
-        lists then writes one."""
+        """Return whether the prompt ends with the list's opening bracket, which makes an untuned
+        model write a list."""
         return self.prompt.endswith(BEGINNING)
 
 
@@ -111,7 +112,7 @@ class Options(TaskOptions):
 class Task:
     options: Options
     kinds: tuple[str, ...]
-    shots: tuple[Example, ...] = ()  # texts and mentions of training rows
+    shots: tuple[Example, ...] = ()  # training rows in the prompt
     labels: ClassVar[tuple[str, ...]] = ()
     routes: ClassVar = mention_task.ROUTES
 
@@ -146,7 +147,8 @@ class Task:
         return None
 
     def encode(self, examples: Sequence[Example], tokenizer: Any) -> list[Encoded]:
-        """Prompt and answer; of a text that is cut the answer names the mentions that are left."""
+        """Encode prompt and answer. For a truncated text, the answer lists the remaining
+        mentions."""
         prompt_rows = self._prompts(examples, tokenizer)
         remaining = [
             _remaining(example.mentions, prompt.cut_span)
@@ -160,8 +162,9 @@ class Task:
             if len(ids) > self.options.max_answer:
                 where, limit = example.where or example.id, self.options.max_answer
                 raise DataError(
-                    f"{where}: its {len(example.mentions)} mentions are an answer of {len(ids)} "
-                    f"tokens; task.max_answer is {limit}"
+                    f"{where}: the answer with {len(example.mentions)} mentions has {len(ids)} "
+                    "tokens; "
+                    f"raise task.max_answer above {limit}"
                 )
             rows.append(Encoded(example.id, (*prompt.tokens, *ids), (len(ids),), prompt.truncated))
         return rows
@@ -179,7 +182,7 @@ class Task:
         return [self.read(example, text) for example, text in zip(examples, texts, strict=True)]
 
     def read(self, example: Example, text: str) -> Prediction:
-        """What a generated text says about a row."""
+        """Return the prediction that a generated text stands for."""
         answer = json_list.read(BEGINNING + text if self.options.is_begun else text)
         grounding = json_list.ground(
             example.text, answer.items, self.kinds, every=self.options.occurrences == "all"
@@ -196,7 +199,7 @@ class Task:
         )
 
     def probe(self, engine: "Engine", examples: Sequence[Example]) -> Floats:
-        """How likely two answers are: a generated one would hide small differences."""
+        """Return the scores of two answers, since a generated one would hide small differences."""
         answer_ids = self._answer_ids(
             [
                 self._as_json(mentions)
@@ -223,8 +226,8 @@ class Task:
         return mention_task.respond(predictions)
 
     def around(self) -> tuple[str, str]:
-        """What stands before and behind the text of every row: instruction and examples are the
-        same for all."""
+        """Return the parts of the prompt before and after a row's text, with instruction and
+        examples."""
         before, after = Template.parse(self.options.prompt).around("text")
         first, last = Template.parse(self.options.answer).around("mentions")
         examples = [
@@ -237,8 +240,7 @@ class Task:
         options, texts = self.options, [example.text for example in examples]
         if options.num_examples and not self.shots:
             raise ConfigError(
-                f"task.num_examples {options.num_examples}: there were no training rows to take "
-                "them from"
+                f"task.num_examples {options.num_examples}: there are no training rows; set it to 0"
             )
         return prompts(
             texts,
@@ -258,7 +260,8 @@ class Task:
         if tokenizer.eos_token_id is None:
             raise ConfigError(
                 "task extraction: the tokenizer of this base model has no end of sequence, which "
-                "ends an answer"
+                "must "
+                "end an answer; choose another base model"
             )
         template, after = Template.parse(self.options.answer), self.around()[1]
         return answers(
@@ -270,11 +273,11 @@ class Task:
 
 
 def choose(train: Sequence[Example], num: int) -> tuple[Example, ...]:
-    """Of the rows with mentions and of those without, one in three, the shorter half in an order
-    that their ids decide."""
+    """Choose examples for the prompt: one third without mentions, from the shorter half of the
+    texts, in an order that depends on the ids."""
     empty = _shorter([example for example in train if not example.mentions])[: num // 3]
-    named = _shorter([example for example in train if example.mentions])[: num - len(empty)]
-    shots = sorted([*named, *empty], key=_order)
+    positive = _shorter([example for example in train if example.mentions])[: num - len(empty)]
+    shots = sorted([*positive, *empty], key=_order)
     return tuple(Example("", example.text, mentions=example.mentions) for example in shots)
 
 
@@ -289,9 +292,9 @@ def _order(example: Example) -> str:
     return hashlib.sha256(f"shot\x00{example.id}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _remaining(mentions: Sequence[Mention], dropped: tuple[int, int] | None) -> list[Mention]:
+def _remaining(mentions: Sequence[Mention], gap: tuple[int, int] | None) -> list[Mention]:
     return [
         mention
         for mention in mentions
-        if dropped is None or mention.end <= dropped[0] or dropped[1] <= mention.start
+        if gap is None or mention.end <= gap[0] or gap[1] <= mention.start
     ]

@@ -1,4 +1,4 @@
-"""How much of a right answer's words another one has: token F1 and ROUGE-L. Pure."""
+"""Overlap of an answer's words with those of the right answer: token F1 and ROUGE-L. Pure."""
 
 import re
 from collections import Counter
@@ -14,14 +14,14 @@ def words(text: str) -> list[str]:
 
 
 def token_f1(answer: Sequence[str], right: Sequence[str]) -> float:
-    """Words in common, each as often as it stands in both, whatever their order."""
+    """Return the F1 of the words in common, regardless of their order."""
     return float(
         f1(sum((Counter(answer) & Counter(right)).values()), len(right), len(answer), empty=1.0)
     )
 
 
 def rouge_l(answer: Sequence[str], right: Sequence[str]) -> float:
-    """F1 of the longest common subsequence."""
+    """Return the F1 of the longest common subsequence of words."""
     longest = [0] * (len(right) + 1)
     for word in answer:
         diagonal = 0

@@ -1,8 +1,8 @@
-"""Instructions and questions answered in words by a causal language model, through its own chat
-template; what is unsafe is refused.
+"""Answers to instructions and questions by a causal language model with its chat template, which
+refuses unsafe requests.
 
-It loads no model. Only what the assistant says carries loss; a checkpoint keeps figures of what was
-generated, never the texts."""
+It loads no model. Only tokens of the assistant have a loss. A checkpoint keeps counts of the
+generated answers, never their texts."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ SYSTEM = (
     'enough information to answer this safely." '
     "and name professional or emergency help."
 )
-_PROBES = (safety.REFUSAL, "Ask a doctor.")  # what the probe scores behind its texts
+_PROBES = (safety.REFUSAL, "Ask a doctor.")  # the answers that the probe scores
 
 
 class Options(TaskOptions):
@@ -46,15 +46,14 @@ class Options(TaskOptions):
     metric: Literal["safe_answer_f1", "token_f1", "rouge_l", "refusal_f1"] = Field(
         "safe_answer_f1",
         description=(
-            "figure on the validation split that epochs and trials are chosen by; safe_answer_f1 "
-            "is the harmonic mean of refusal_f1 and token_f1"
+            "metric on the validation split that selects epochs and trials; safe_answer_f1 is the "
+            "harmonic mean of refusal_f1 and token_f1"
         ),
     )
     system: str = Field(
         SYSTEM,
         description=(
-            "system prompt, before every conversation; one that a row or client brings comes after "
-            "it"
+            "system prompt of every conversation; a row's or client's own system prompt follows it"
         ),
     )
     template: TemplateKind = Field(
@@ -68,30 +67,33 @@ class Options(TaskOptions):
         1024,
         ge=8,
         description=(
-            "tokens of a conversation with its answer; oldest turns are dropped, then the last "
-            "turn and an answer beyond half of it are cut"
+            "maximum number of tokens of a conversation with its answer; the oldest turns are "
+            "dropped "
+            "first, then the last turn and an answer beyond half of it are cut"
         ),
     )
-    max_new_tokens: int = Field(256, ge=1, description="tokens of a generated answer")
+    max_new_tokens: int = Field(
+        256, ge=1, description="maximum number of tokens of a generated answer"
+    )
     safety_ratio: float = Field(
         0.1,
         ge=0,
         le=2,
         description=(
-            "shipped safety pairs for each training row; those held out are judged whatever it is"
+            "shipped safety pairs per training row; the pairs of validation and test are always "
+            "evaluated"
         ),
     )
     sample_prompts: str | None = Field(
         None,
         description=(
-            "file of prompts, one a line, answered before and after training; the report shows "
-            "prompts and answers"
+            "file with one prompt per line; the report shows the answers before and after training"
         ),
     )
     disclaimer: bool = Field(
         True,
         description=(
-            "the disclaimer ends each chat answer; a field of the response has it in any case"
+            "append the disclaimer to each chat answer; a field of the response always has it"
         ),
     )
 
@@ -100,7 +102,8 @@ class Options(TaskOptions):
         if self.max_new_tokens >= self.max_length:
             raise ValueError(
                 f"max_new_tokens {self.max_new_tokens} and max_length {self.max_length}: no token "
-                "is left for a prompt"
+                "is "
+                "left for a prompt; raise max_length"
             )
         return self
 
@@ -112,7 +115,7 @@ class Options(TaskOptions):
             return []
         path = Path(self.sample_prompts)
         if not path.is_file():
-            raise ConfigError(f"task.sample_prompts: there is no file {path}")
+            raise ConfigError(f"task.sample_prompts: file {path} does not exist; correct the path")
         lines = filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines()))
         return [Example(f"sample-{number}", line) for number, line in enumerate(lines, start=1)]
 
@@ -120,7 +123,7 @@ class Options(TaskOptions):
 @dataclass(frozen=True)
 class Task:
     options: Options
-    decisions: tuple[str, ...] = ()  # labels of rows that end in a decision
+    decisions: tuple[str, ...] = ()  # the labels of rows whose answer ends with a decision
     labels: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
@@ -142,9 +145,9 @@ class Task:
         return None
 
     def prompt(self, messages: Sequence[Message], tokenizer: Any, max_new_tokens: int) -> TokenIds:
-        """A conversation as the model reads it, with the system prompt first and room for an
+        """Return the tokens of a conversation with the system prompt first and room for an
         answer."""
-        return self._rendered(messages, self._chat(tokenizer), max_new_tokens).tokens
+        return self._render(messages, self._chat(tokenizer), max_new_tokens).tokens
 
     def outcome(self, text: str) -> Literal["answered", "refused"]:
         return safety.outcome(text)
@@ -161,12 +164,12 @@ class Task:
         ]
 
     def encode(self, examples: Sequence[Example], tokenizer: Any) -> list[Encoded]:
-        """Conversation and answer; of a row without an answer the conversation."""
+        """Encode conversation and answer, or the conversation alone for a row without an answer."""
         chat = self._chat(tokenizer)
-        return [self._encoded(example, chat) for example in examples]
+        return [self._encode_row(example, chat) for example in examples]
 
     def loss(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> LanguageModelLoss:
-        """Every token that the assistant says counts alike."""
+        """Give every token of the assistant the same weight."""
         weights = np.array(
             [sum(end - start for start, end in _spans(target)) for target in targets],
             dtype=np.float64,
@@ -174,9 +177,9 @@ class Task:
         return LanguageModelLoss(weights, lambda target, length: _spans(target))
 
     def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
-        """Generated answers; where the right one is known, how likely it is as well."""
+        """Generate answers, and add the likelihood of the right answer if it is known."""
         chat, longest = self._chat(engine.tokenizer), self.options.max_new_tokens
-        prompts = [self._rendered(_messages(example), chat, longest).tokens for example in examples]
+        prompts = [self._render(_messages(example), chat, longest).tokens for example in examples]
         texts = generate(engine, prompts, Sampling(max_tokens=longest))
         return [
             Prediction(
@@ -190,8 +193,8 @@ class Task:
         ]
 
     def probe(self, engine: "Engine", examples: Sequence[Example]) -> Floats:
-        """Without the system prompt, which a release may change; scores, since greedy words would
-        hide small differences."""
+        """Return scores without the system prompt, which a release may change. A generated answer
+        would hide small differences."""
         chat = self._chat(engine.tokenizer)
         room = readable(self.options.max_length, engine.tokenizer) // 2
         prompts = [chat.prompt(_messages(example), room).tokens for example in examples]
@@ -213,8 +216,8 @@ class Task:
         counts = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in names}
         figures = {
             name: figure
-            for name, (needed, figure) in FIGURES.items()
-            if all(count in counts and counts[count].any() for count in needed)
+            for name, (count_names, figure) in FIGURES.items()
+            if all(count in counts and counts[count].any() for count in count_names)
         }
         supports = {
             name: int(counts[FIGURES[name][0][0]].sum())
@@ -230,28 +233,26 @@ class Task:
         tallies = self.results(predictions, examples)
         if self.options.metric not in tallies.figures:
             raise DataError(
-                f"task.metric {self.options.metric}: of these {len(examples)} rows none is to be "
-                f"{_LACKING[self.options.metric]}"
+                f"task.metric {self.options.metric}: none of these {len(examples)} rows "
+                f"{_MISSING_ROWS[self.options.metric]}; add such rows or choose another metric"
             )
         return Metrics(tallies.whole(), len(examples))
 
     def _chat(self, tokenizer: Any) -> ChatEncoder:
         return ChatEncoder(tokenizer, self.options.template)
 
-    def _rendered(self, messages: Sequence[Message], chat: ChatEncoder, answer: int) -> ChatTokens:
+    def _render(self, messages: Sequence[Message], chat: ChatEncoder, answer: int) -> ChatTokens:
         length = readable(self.options.max_length, chat.tokenizer)
         return chat.prompt(
             [Message("system", self.options.system), *messages], max(length - answer, length // 2)
         )
 
-    def _encoded(self, example: Example, chat: ChatEncoder) -> Encoded:
+    def _encode_row(self, example: Example, chat: ChatEncoder) -> Encoded:
         answer = chat.answer(example.response) if example.response else ()
-        prompt = self._rendered(
-            _messages(example), chat, len(answer) or self.options.max_new_tokens
-        )
+        prompt = self._render(_messages(example), chat, len(answer) or self.options.max_new_tokens)
         if not answer:
             return Encoded(example.id, prompt.tokens, (), prompt.truncated)
-        # A cut answer ends without its end: the model is not taught to stop there.
+        # A truncated answer has no end of sequence, since the model must not learn to stop there.
         answer_ids = answer[
             : readable(self.options.max_length, chat.tokenizer) - len(prompt.tokens)
         ]
@@ -267,8 +268,8 @@ class Task:
     def _likelihood(
         self, example: Example, chat: ChatEncoder, engine: "Engine"
     ) -> dict[str, float]:
-        """Of the right answer, in the tokens that it would be trained in."""
-        row = self._encoded(example, chat)
+        """Return the negative log-likelihood and the length of the right answer, as in training."""
+        row = self._encode_row(example, chat)
         start, _ = _spans(row.target)[-1]
         scores = engine.score([row.tokens[:start]], [row.tokens[start:]])
         return {
@@ -277,35 +278,33 @@ class Task:
         }
 
     def _counts(self, row: Prediction, example: Example) -> dict[str, float]:
-        """What a row adds to figures: from its text, or as it was kept."""
+        """Return the counts of a row, from its text or as its checkpoint keeps them."""
         if "refused" in row.figures:
             return dict(row.figures)
-        is_unsafe, refused = safety.is_refusal(example.response), safety.is_refusal(row.text)
+        is_unsafe, is_refusal = safety.is_refusal(example.response), safety.is_refusal(row.text)
         answer, right = (
-            ([], []) if is_unsafe or refused else (words(row.text), words(example.response))
+            ([], []) if is_unsafe or is_refusal else (words(row.text), words(example.response))
         )
         counts = {
             "to_refuse": float(is_unsafe),
-            "refused": float(refused),
-            "rightly_refused": float(is_unsafe and refused),
+            "refused": float(is_refusal),
+            "rightly_refused": float(is_unsafe and is_refusal),
             "to_answer": float(not is_unsafe),
-            "token_f1": token_f1(answer, right)
-            if right
-            else 0.0,  # a refusal answers nothing, whatever words it shares
+            # A refusal scores 0, whatever words it has in common with the right answer.
+            "token_f1": token_f1(answer, right) if right else 0.0,
             "rouge_l": rouge_l(answer, right) if right else 0.0,
             "to_decide": float(bool(example.labels)),
             "rightly_decided": float(
                 bool(example.labels) and last_of(row.text, self.decisions) == example.labels[0]
             ),
         }
-        return {
-            **counts,
-            **{name: value * (not is_unsafe) for name, value in row.figures.items()},
-        }  # refusals are short and soon learned
+        # Refusals are left out of perplexity, since they are short and quickly learned.
+        likelihood = {name: value * (not is_unsafe) for name, value in row.figures.items()}
+        return {**counts, **likelihood}
 
 
 def last_of(text: str, labels: Sequence[str]) -> str | None:
-    """The label that stands last in a text: what is explained first is decided last."""
+    """Return the last label in a text, since an explanation comes before its decision."""
     text_words = words(text)
     places = [
         (len(text_words) - text_words[::-1].index(label.casefold()), label)
@@ -337,13 +336,13 @@ def _perplexity(sums: Sums) -> Floats:
 
 
 _ROWS = ("to_refuse", "to_answer", "to_decide")
-_LACKING = {
-    "safe_answer_f1": "refused or none to be answered",
-    "refusal_f1": "refused",
-    "token_f1": "answered",
-    "rouge_l": "answered",
+_MISSING_ROWS = {
+    "safe_answer_f1": "must be refused, or none must be answered",
+    "refusal_f1": "must be refused",
+    "token_f1": "must be answered",
+    "rouge_l": "must be answered",
 }
-# Each with the counts that it needs to be more than 0 in some row.
+# Each metric with the counts that it needs: they must be above 0 in some row.
 FIGURES = {
     "safe_answer_f1": (
         ("to_refuse", "to_answer"),

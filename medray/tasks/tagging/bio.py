@@ -1,7 +1,7 @@
-"""Mentions as a tag a word and back: B- on the first word of a mention, I- on those after it, O
-outside. Pure.
+"""Converts mentions to one tag per word and back: B- on the first word of a mention, I- on the
+following words, O outside. Pure.
 
-A word is a run of letters and digits, or a single other character; its sub-words speak as one.
+A word is a run of letters and digits, or one other character. Its tokens share one tag.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ OUTSIDE = "O"
 class Word:
     start: int  # in characters
     end: int
-    tokens: tuple[int, ...]  # positions
+    tokens: tuple[int, ...]  # positions of its tokens
 
 
 def tags_of(kinds: Sequence[str]) -> tuple[str, ...]:
@@ -24,8 +24,8 @@ def tags_of(kinds: Sequence[str]) -> tuple[str, ...]:
 
 
 def words(text: str, offsets: Sequence[tuple[int, int]]) -> list[Word]:
-    """Tokens that lie in one word, together. Blanks at a token's ends are not its own; a token of
-    blanks alone is in no word."""
+    """Group tokens by word. Blanks at a token's ends are ignored; a token of blanks belongs to no
+    word."""
     entries: list[Word] = []
     for position, (start, end) in enumerate(offsets):
         token = text[start:end]
@@ -44,7 +44,7 @@ def words(text: str, offsets: Sequence[tuple[int, int]]) -> list[Word]:
 
 
 def tag(text_words: Sequence[Word], mentions: Sequence[Mention], tags: Sequence[str]) -> list[int]:
-    """The tag of each word. Of mentions that overlap the longest is taken: a word has one tag."""
+    """Return the tag of each word. Of overlapping mentions, the longest sets the tags."""
     places = {name: number for number, name in enumerate(tags)}
     numbers = [places[OUTSIDE]] * len(text_words)
     for mention in _apart(mentions):
@@ -61,10 +61,10 @@ def tag(text_words: Sequence[Word], mentions: Sequence[Mention], tags: Sequence[
 def mentions_of(
     text: str, text_words: Sequence[Word], probabilities: Floats, tags: Sequence[str]
 ) -> tuple[Mention, ...]:
-    """What the likeliest tags say, and how sure the least sure word of each mention is that it is
-    of its kind.
+    """Return the mentions of the most probable tags. A mention's confidence is the lowest
+    probability of its kind among its words.
 
-    An I- that continues nothing of its kind begins a mention.
+    An I- that does not continue a mention of its kind begins one.
     """
     groups: list[tuple[str, list[int]]] = []
     before = ""
@@ -85,8 +85,8 @@ def mentions_of(
 
 
 def _continues(text: str, end: int, start: int) -> bool:
-    """Whether a token at `start` is in the word that ended at `end`: they share a character, or
-    letters and digits touch."""
+    """Return whether a token at `start` continues the word that ends at `end`: they share a
+    character, or letters and digits touch."""
     return start < end or (start == end and text[end - 1].isalnum() and text[start].isalnum())
 
 

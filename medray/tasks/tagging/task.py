@@ -1,5 +1,5 @@
-"""Mentions by a head that tags each token of an encoder or decoder: B-, I- or O, read in windows.
-It loads no model."""
+"""Mentions by a head that tags each token of an encoder or decoder as B-, I- or O, in windows. It
+loads no model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from medray.types import Engine
 
 
-# of a token without a tag of its own: a special one, a blank, or one that another window answers
-# for
+# A token without a tag: a special token, a blank, or one that another window predicts.
 _NO_TAG = -100
 
 
@@ -35,14 +34,16 @@ class Options(TaskOptions):
     name: Literal["tagging"]
     metric: mention_task.Metric = Field(
         "mention_f1",
-        description="figure on the validation split that epochs and trials are chosen by",
+        description="metric on the validation split that selects epochs and trials",
     )
     max_length: int = Field(
         512,
         ge=1,
-        description="tokens of a window, special tokens included; longer texts are read in several",
+        description="maximum number of tokens of a window, with special tokens",
     )
-    window_overlap: int = Field(32, ge=0, description="tokens that neighbouring windows share")
+    window_overlap: int = Field(
+        32, ge=0, description="number of tokens that neighboring windows share"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -56,7 +57,7 @@ class Options(TaskOptions):
 
 @dataclass(frozen=True, slots=True)
 class TagLoss:
-    """Cross-entropy of the tags that count, a sum per row."""
+    """Computes the cross-entropy of the tags, as a sum per row."""
 
     weights: Floats
 
@@ -64,7 +65,7 @@ class TagLoss:
         import torch
         import torch.nn.functional as F
 
-        owners, places = rows.mask.nonzero(as_tuple=True)  # a tag for each token, in their order
+        owners, places = rows.mask.nonzero(as_tuple=True)  # in the order of the tags
         tags = torch.tensor(
             [tag for target in rows.targets for tag in target], device=rows.mask.device
         )
@@ -102,11 +103,13 @@ class Task:
         return Head(self.tags, per_token=True)
 
     def encode(self, examples: Sequence[Example], tokenizer: Any) -> list[Encoded]:
-        """A row a window; each token's tag is in the one window that answers for it."""
+        """Encode one row per window. Each token's tag is in the one window that predicts it."""
         rows = []
         for example, text in zip(examples, self._windows(examples, tokenizer), strict=True):
             if not text.windows[0]:
-                raise DataError(f"{example.where or example.id}: there is no token in the text")
+                raise DataError(
+                    f"{example.where or example.id}: the text has no token; remove the row"
+                )
             tags = self._token_tags(example, text)
             owners = text.owners()
             for number, (tokens, places) in enumerate(zip(text.windows, text.places, strict=True)):
@@ -118,8 +121,8 @@ class Task:
         return rows
 
     def loss(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> TagLoss:
-        """A row weighs as much as its tokens that count; one at least, so that no step weighs
-        nothing."""
+        """Weight each row by its number of tags, and by at least 1, so that every step has a
+        weight."""
         return TagLoss(
             np.array(
                 [max(1, sum(tag != _NO_TAG for tag in target)) for target in targets],
@@ -154,7 +157,7 @@ class Task:
         return predictions
 
     def probe(self, engine: "Engine", examples: Sequence[Example]) -> Floats:
-        """Of the first window, each tag's mean and highest output."""
+        """Return the mean and the maximum of each tag's output over the first window."""
         outputs = engine.token_logits(
             [text.windows[0] for text in self._windows(examples, engine.tokenizer)]
         )
@@ -184,7 +187,7 @@ class Task:
         )
 
     def _token_tags(self, example: Example, text: TokenWindows) -> list[int]:
-        """The tag of each token: that of its word."""
+        """Return the tag of each token, which is that of its word."""
         text_words, tags = words(example.text, text.offsets), [_NO_TAG] * len(text.offsets)
         for word, place in zip(
             text_words, tag(text_words, example.mentions, self.tags), strict=True
