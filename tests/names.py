@@ -32,6 +32,7 @@ EXCEPTIONS = {
     "retry_failed",  # the option --retry-failed
     "delimited", "drop_unlabelled",  # keys of data.format in YAML
     "connection_made", "data_received", "connection_lost",  # asyncio.Protocol
+    "set_terminated",  # MlflowClient
 }  # fmt: skip
 # Keys of a file that medray writes, which are fields in these modules only.
 KEYS = {

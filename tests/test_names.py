@@ -6,15 +6,9 @@ import names
 
 # Parts whose names are still to be changed.
 OPEN = {
-    "medray/cli", "medray/config",
-    "medray/evaluation",
-    "medray/reports", "medray/runtime",
-    "medray/serving", "medray/tasks",
-    "jobs", "cluster",
-    "tests/attacks", "tests/cli", "tests/config", "tests/engines",
-    "tests/evaluation", "tests/golden", "tests/models", "tests/reports",
-    "tests/runtime", "tests/serving", "tests/stored",
-    "tests/tasks", "tests/training",
+    "medray/cli", "medray/config", "medray/runtime", "medray/serving", "jobs", "cluster",
+    "tests/attacks", "tests/cli", "tests/config", "tests/engines", "tests/models", "tests/runtime",
+    "tests/serving", "tests/stored", "tests/training",
 }  # fmt: skip
 
 

@@ -111,8 +111,8 @@ class Counts:
 def constant_f1(counts: Mapping[str, int], answer: Collection[str], num_rows: int) -> float:
     """Return the macro F1 of giving all rows the labels `answer`; `counts` are rows per label."""
     true = np.array(list(counts.values()), dtype=np.float64)
-    predicted = np.array([num_rows * (label in answer) for label in counts], dtype=np.float64)
-    return float(Counts(np.minimum(true, predicted), true, predicted).average("f1_macro"))
+    predictions = np.array([num_rows * (label in answer) for label in counts], dtype=np.float64)
+    return float(Counts(np.minimum(true, predictions), true, predictions).average("f1_macro"))
 
 
 AVERAGES = ("f1_macro", "f1_micro", "f1_weighted", "precision_macro", "recall_macro")

@@ -12,19 +12,21 @@ def draw(
     """A classifier that is right on a share of the rows."""
     truth = rng.integers(0, num_labels, num_rows)
     wrong = (truth + rng.integers(1, num_labels, num_rows)) % num_labels
-    predicted = np.where(rng.random(num_rows) < accuracy, truth, wrong)
+    predictions = np.where(rng.random(num_rows) < accuracy, truth, wrong)
     return LabelResults(
-        np.eye(num_labels, dtype=bool)[truth], np.eye(num_labels, dtype=bool)[predicted], positive=0
+        np.eye(num_labels, dtype=bool)[truth],
+        np.eye(num_labels, dtype=bool)[predictions],
+        positive=0,
     )
 
 
 def by_scikit_learn(answers: LabelResults, metric: str, rows: np.ndarray) -> float:
-    truth, predicted = answers.truth[rows].argmax(1), answers.predictions[rows].argmax(1)
+    truth, predictions = answers.truth[rows].argmax(1), answers.predictions[rows].argmax(1)
     if metric.startswith("accuracy"):
-        return float(accuracy_score(truth, predicted))
+        return float(accuracy_score(truth, predictions))
     if metric == "f1_binary":
-        return float(f1_score(truth, predicted, pos_label=0, average="binary", zero_division=0))
-    return float(f1_score(truth, predicted, average=metric.removeprefix("f1_"), zero_division=0))
+        return float(f1_score(truth, predictions, pos_label=0, average="binary", zero_division=0))
+    return float(f1_score(truth, predictions, average=metric.removeprefix("f1_"), zero_division=0))
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -32,39 +34,39 @@ def test_a_weighted_figure_is_that_of_the_rows_drawn_that_often(metric: str) -> 
     rng = np.random.default_rng(0)
     answers = draw(rng, 60, 0.7, num_labels=2 if metric == "f1_binary" else 4)
     weights = rng.multinomial(60, np.full(60, 1 / 60), size=20).astype(float)
-    expected = [
+    values = [
         by_scikit_learn(answers, metric, np.repeat(np.arange(60), row.astype(int)))
         for row in weights
     ]
-    assert answers.values(metric, weights) == pytest.approx(expected)
+    assert answers.values(metric, weights) == pytest.approx(values)
 
 
 def test_the_interval_holds_the_true_value_as_often_as_it_says() -> None:
     """Simulated: 95 % intervals of an accuracy that is known to be 0.8."""
     rng = np.random.default_rng(1)
-    held = 0
+    num_covered = 0
     for seed in range(200):
-        found = interval(draw(rng, 150, 0.8), "accuracy", num_resamples=400, seed=seed)
-        held += found.low <= 0.8 <= found.high
-    assert 0.90 <= held / 200 <= 0.99
+        result = interval(draw(rng, 150, 0.8), "accuracy", num_resamples=400, seed=seed)
+        num_covered += result.low <= 0.8 <= result.high
+    assert 0.90 <= num_covered / 200 <= 0.99
 
 
 def test_a_paired_comparison_separates_what_two_intervals_cannot() -> None:
     rng = np.random.default_rng(2)
     first = draw(rng, 300, 0.85)
-    predicted = first.predictions.copy()
+    predictions = first.predictions.copy()
     right = np.flatnonzero((first.truth == first.predictions).all(1))
-    predicted[right[:12]] = ~predicted[
+    predictions[right[:12]] = ~predictions[
         right[:12]
     ]  # the second errs wherever the first does, and twelve times more
-    second = LabelResults(first.truth, predicted, positive=0)
+    second = LabelResults(first.truth, predictions, positive=0)
     one, two = interval(first, "accuracy"), interval(second, "accuracy")
     assert one.low < two.high
-    found = compare(first, second, "accuracy")
-    assert found.difference == pytest.approx(12 / 300)
-    assert found.low > 0
-    assert not found.is_tie
-    assert found.p_value < 0.01
+    result = compare(first, second, "accuracy")
+    assert result.difference == pytest.approx(12 / 300)
+    assert result.low > 0
+    assert not result.is_tie
+    assert result.p_value < 0.01
 
 
 def test_a_classifier_ties_with_itself_and_with_its_equal() -> None:

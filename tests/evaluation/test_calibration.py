@@ -40,7 +40,7 @@ def several(
     return 1 / (1 + np.exp(-steepness * logits)), truth
 
 
-def chosen(probabilities: np.ndarray) -> np.ndarray:
+def most_probable(probabilities: np.ndarray) -> np.ndarray:
     return np.eye(probabilities.shape[1], dtype=bool)[probabilities.argmax(axis=1)]
 
 
@@ -66,17 +66,24 @@ def test_calibration_lowers_the_error_of_confidences_on_rows_it_has_not_seen() -
     rng = np.random.default_rng(1)
     probabilities, truth = draw(rng, 400, 3, 3.0)
     record = fit(
-        probabilities, truth, chosen(probabilities), multi_label=False, precision=None, level=0.9
+        probabilities,
+        truth,
+        most_probable(probabilities),
+        multi_label=False,
+        precision=None,
+        level=0.9,
     )
     fresh, right = draw(rng, 4000, 3, 3.0)
-    answers = LabelResults(right, chosen(fresh))
-    scaled = apply(record, fresh, answers.predictions, multi_label=False).probabilities
-    before, after = (reliability(held, answers, multi_label=False) for held in (fresh, scaled))
+    answers = LabelResults(right, most_probable(fresh))
+    calibrated = apply(record, fresh, answers.predictions, multi_label=False).probabilities
+    before, after = (
+        reliability(values, answers, multi_label=False) for values in (fresh, calibrated)
+    )
     assert before.ece > 0.1
     assert after.ece < 0.03
     assert after.log_loss < before.log_loss
-    assert (scaled.argmax(axis=1) == fresh.argmax(axis=1)).all()
-    assert scaled.sum(axis=1) == pytest.approx(1.0)
+    assert (calibrated.argmax(axis=1) == fresh.argmax(axis=1)).all()
+    assert calibrated.sum(axis=1) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
@@ -88,18 +95,18 @@ def test_validation_log_loss_never_gets_worse(num_rows: int, multi_label: bool) 
         probabilities, truth = (
             several(rng, num_rows, steepness) if multi_label else draw(rng, num_rows, 3, steepness)
         )
-        scaled = rescale(
+        calibrated = rescale(
             probabilities,
             fit_temperature(probabilities, truth, multi_label=multi_label),
             multi_label=multi_label,
         )
-        assert log_loss(scaled, truth, multi_label=multi_label) <= log_loss(
+        assert log_loss(calibrated, truth, multi_label=multi_label) <= log_loss(
             probabilities, truth, multi_label=multi_label
         )
 
 
 def test_rows_that_are_all_right_do_not_make_a_model_certain() -> None:
-    def scaled(num_rows: int) -> float:
+    def fit_temperature_to(num_rows: int) -> float:
         probabilities, truth = (
             np.tile([0.8, 0.2], (num_rows, 1)),
             np.tile([True, False], (num_rows, 1)),
@@ -112,8 +119,8 @@ def test_rows_that_are_all_right_do_not_make_a_model_certain() -> None:
             )[0, 0]
         )
 
-    assert scaled(20) == 0.8
-    assert 0.9 < scaled(100) < 0.99
+    assert fit_temperature_to(20) == 0.8
+    assert 0.9 < fit_temperature_to(100) < 0.99
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
@@ -124,18 +131,20 @@ def test_few_rows_do_not_cost_more_than_no_temperature_and_help_a_model_that_is_
     """Simulated: the mean of 60 fits on fresh rows, of models that are calibrated, nearly, and not
     at all."""
     rng = np.random.default_rng(7)
-    drawn = several if multi_label else lambda rng, num, steepness: draw(rng, num, 3, steepness)
+    draw_rows = several if multi_label else lambda rng, num, steepness: draw(rng, num, 3, steepness)
     gains = {}
     for steepness in (0.85, 1.0, 1.2, 4.0):
-        fresh, right = drawn(rng, 3000, steepness)
+        fresh, right = draw_rows(rng, 3000, steepness)
         own = log_loss(fresh, right, multi_label=multi_label)
-        fitted = [
-            fit_temperature(*drawn(rng, num_rows, steepness), multi_label=multi_label)
+        temperatures = [
+            fit_temperature(*draw_rows(rng, num_rows, steepness), multi_label=multi_label)
             for _ in range(60)
         ]
         losses = [
-            log_loss(rescale(fresh, held, multi_label=multi_label), right, multi_label=multi_label)
-            for held in fitted
+            log_loss(
+                rescale(fresh, temperature, multi_label=multi_label), right, multi_label=multi_label
+            )
+            for temperature in temperatures
         ]
         gains[steepness] = own - np.mean(losses)
     assert min(gains.values()) > -0.002
@@ -146,8 +155,8 @@ def test_probabilities_of_zero_and_one_are_scaled_to_numbers() -> None:
     hard = np.array([[1.0, 0.0], [0.0, 1.0]])
     truth = np.array([[True, False], [True, False]])
     for multi_label in (False, True):
-        scaled = rescale(hard, 20.0, multi_label=multi_label)
-        assert np.isfinite(scaled).all()
+        calibrated = rescale(hard, 20.0, multi_label=multi_label)
+        assert np.isfinite(calibrated).all()
         assert np.isfinite(fit_temperature(hard, truth, multi_label=multi_label))
 
 
@@ -160,16 +169,18 @@ def test_the_log_loss_is_that_of_scikit_learn() -> None:
 
 def test_without_a_fit_nothing_changes() -> None:
     probabilities, _ = draw(np.random.default_rng(4), 10, 3, 1.0)
-    found = apply(CalibrationRecord(), probabilities, chosen(probabilities), multi_label=False)
-    assert found.probabilities is probabilities
-    assert not found.abstained.any()
-    assert (found.confidence == probabilities.max(axis=1)).all()
+    calibrated = apply(
+        CalibrationRecord(), probabilities, most_probable(probabilities), multi_label=False
+    )
+    assert calibrated.probabilities is probabilities
+    assert not calibrated.abstained.any()
+    assert (calibrated.confidence == probabilities.max(axis=1)).all()
 
 
 def test_the_confidence_of_several_labels_is_that_of_the_least_certain() -> None:
-    predicted = np.array([[True, False], [False, False]])
+    predictions = np.array([[True, False], [False, False]])
     assert confidence(
-        np.array([[0.9, 0.3], [0.2, 0.1]]), predicted, multi_label=True
+        np.array([[0.9, 0.3], [0.2, 0.1]]), predictions, multi_label=True
     ) == pytest.approx([0.7, 0.8])
 
 
@@ -196,13 +207,13 @@ def test_the_precision_asked_for_holds_on_fresh_rows_as_often_as_promised(
         return 1 / (1 + np.exp(-steepness * logits)), rng.random(num) < 1 / (1 + np.exp(-logits))
 
     sure, right = rows(200_000)
-    missed = 0
+    num_missed = 0
     for _ in range(300):
         rule = fit_abstention(*rows(num_rows), 0.95, 0.9)
         if rule.threshold is not None:
             answered = sure >= rule.threshold
-            missed += right[answered].mean() < 0.95
-    assert missed / 300 <= 0.1 + 2 * np.sqrt(0.1 * 0.9 / 300)
+            num_missed += right[answered].mean() < 0.95
+    assert num_missed / 300 <= 0.1 + 2 * np.sqrt(0.1 * 0.9 / 300)
 
 
 def test_a_model_that_is_good_enough_answers_every_row() -> None:
@@ -214,10 +225,13 @@ def test_too_few_rows_can_promise_nothing_and_then_everything_is_abstained_from(
     rule = fit_abstention(np.linspace(0.9, 1.0, 20), np.ones(20, dtype=bool), 0.95, 0.9)
     assert (rule.coverage, rule.threshold) == (0.0, None)
     probabilities, _ = draw(np.random.default_rng(6), 10, 2, 1.0)
-    found = apply(
-        CalibrationRecord(abstention=rule), probabilities, chosen(probabilities), multi_label=False
+    calibrated = apply(
+        CalibrationRecord(abstention=rule),
+        probabilities,
+        most_probable(probabilities),
+        multi_label=False,
     )
-    assert found.abstained.all()
+    assert calibrated.abstained.all()
 
 
 def test_rows_of_equal_confidence_are_answered_together_or_not_at_all() -> None:
@@ -230,14 +244,21 @@ def test_rows_of_equal_confidence_are_answered_together_or_not_at_all() -> None:
 def test_a_record_obeys_its_threshold() -> None:
     probabilities, truth = draw(np.random.default_rng(7), 500, 2, 1.0)
     record = fit(
-        probabilities, truth, chosen(probabilities), multi_label=False, precision=0.9, level=0.9
+        probabilities,
+        truth,
+        most_probable(probabilities),
+        multi_label=False,
+        precision=0.9,
+        level=0.9,
     )
-    found = calibration.apply(record, probabilities, chosen(probabilities), multi_label=False)
+    calibrated = calibration.apply(
+        record, probabilities, most_probable(probabilities), multi_label=False
+    )
     assert record.abstention is not None
     assert record.abstention.threshold is not None
     assert 0 < record.abstention.coverage < 1
-    assert (found.abstained == (found.confidence < record.abstention.threshold)).all()
-    assert (~found.abstained).mean() == pytest.approx(record.abstention.coverage)
+    assert (calibrated.abstained == (calibrated.confidence < record.abstention.threshold)).all()
+    assert (~calibrated.abstained).mean() == pytest.approx(record.abstention.coverage)
 
 
 def test_a_threshold_beyond_one_that_failed_is_not_tested() -> None:
@@ -252,5 +273,5 @@ def test_a_threshold_beyond_one_that_failed_is_not_tested() -> None:
 
 def test_a_dozen_rows_hardly_move_a_model_that_is_calibrated() -> None:
     rng = np.random.default_rng(8)
-    found = [fit_temperature(*draw(rng, 12, 2, 1.0), multi_label=False) for _ in range(40)]
-    assert all(0.4 < temperature < 2.5 for temperature in found)
+    calibrated = [fit_temperature(*draw(rng, 12, 2, 1.0), multi_label=False) for _ in range(40)]
+    assert all(0.4 < temperature < 2.5 for temperature in calibrated)

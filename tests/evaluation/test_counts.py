@@ -30,39 +30,42 @@ def of_classes(
 ) -> list[tuple[float, float, float, float]]:
     """Of each class its precision, recall, F1 and the weight of the rows that have it, by the
     textbook's formulas."""
-    found = []
+    result = []
     for place in range(len(LABELS)):
         hits = sum(
             weight
-            for (true, predicted), weight in zip(rows, weights, strict=True)
-            if place in true and place in predicted
+            for (true, predictions), weight in zip(rows, weights, strict=True)
+            if place in true and place in predictions
         )
         true = sum(weight for (true, _), weight in zip(rows, weights, strict=True) if place in true)
-        predicted = sum(
+        predictions = sum(
             weight
-            for (_, predicted), weight in zip(rows, weights, strict=True)
-            if place in predicted
+            for (_, predictions), weight in zip(rows, weights, strict=True)
+            if place in predictions
         )
-        precision, recall = share(hits, predicted), share(hits, true)
-        found.append((precision, recall, share(2 * precision * recall, precision + recall), true))
-    return found
+        precision, recall = share(hits, predictions), share(hits, true)
+        result.append((precision, recall, share(2 * precision * recall, precision + recall), true))
+    return result
 
 
 def averages(rows: list[tuple[set[int], set[int]]], weights: np.ndarray) -> dict[str, float]:
     classes = of_classes(rows, weights)
-    counted = [pair for pair, weight in zip(rows, weights, strict=True) if weight]
+    pairs = [pair for pair, weight in zip(rows, weights, strict=True) if weight]
     occurring = [
         figures
         for place, figures in enumerate(classes)
-        if any(place in true | predicted for true, predicted in counted)
+        if any(place in true | predictions for true, predictions in pairs)
     ]
     hits = sum(
-        weight * len(true & predicted)
-        for (true, predicted), weight in zip(rows, weights, strict=True)
+        weight * len(true & predictions)
+        for (true, predictions), weight in zip(rows, weights, strict=True)
     )
     precision = share(
         hits,
-        sum(weight * len(predicted) for (_, predicted), weight in zip(rows, weights, strict=True)),
+        sum(
+            weight * len(predictions)
+            for (_, predictions), weight in zip(rows, weights, strict=True)
+        ),
     )
     recall = share(
         hits, sum(weight * len(true) for (true, _), weight in zip(rows, weights, strict=True))
@@ -85,17 +88,17 @@ def indicators(sets: list[set[int]]) -> np.ndarray:
 @given(SETS, st.randoms(use_true_random=False))
 @SAME_EVERY_RUN
 def test_figures_of_label_sets_and_of_their_resamples(rows: list, random) -> None:
-    truth, predicted = (
+    truth, predictions = (
         indicators([true for true, _ in rows]),
-        indicators([given for _, given in rows]),
+        indicators([labels for _, labels in rows]),
     )
-    found = metrics.multi_label(truth, np.full(truth.shape, 0.5), predicted, LABELS)
-    expected = averages(rows, np.ones(len(rows)))
-    assert {name: found.values[name] for name in expected} == pytest.approx(expected)
+    result = metrics.multi_label(truth, np.full(truth.shape, 0.5), predictions, LABELS)
+    values = averages(rows, np.ones(len(rows)))
+    assert {name: result.values[name] for name in values} == pytest.approx(values)
     for label, (precision, recall, f1, support) in zip(
         LABELS, of_classes(rows, np.ones(len(rows))), strict=True
     ):
-        figures = found.per_class[label]
+        figures = result.per_class[label]
         assert (
             figures["precision"],
             figures["recall"],
@@ -103,12 +106,12 @@ def test_figures_of_label_sets_and_of_their_resamples(rows: list, random) -> Non
             figures["support"],
         ) == pytest.approx((precision, recall, f1, support))
     alike = [
-        1.0 if not true | said else share(2 * len(true & said), len(true) + len(said))
-        for true, said in rows
+        1.0 if not true | answer else share(2 * len(true & answer), len(true) + len(answer))
+        for true, answer in rows
     ]
-    assert found.values["f1_samples"] == pytest.approx(np.mean(alike))
+    assert result.values["f1_samples"] == pytest.approx(np.mean(alike))
     weights = np.array([[random.randint(0, 2) for _ in rows] for _ in range(3)], dtype=float)
-    answers = LabelResults(truth, predicted, positive=1)
+    answers = LabelResults(truth, predictions, positive=1)
     for name in ("f1_macro", "f1_micro", "f1_weighted"):
         assert answers.values(name, weights) == pytest.approx(
             [averages(rows, row)[name] for row in weights]
@@ -121,18 +124,22 @@ def test_figures_of_label_sets_and_of_their_resamples(rows: list, random) -> Non
 @given(ONE_LABEL)
 @SAME_EVERY_RUN
 def test_figures_of_one_label_and_of_their_analysis(rows: list[tuple[int, int]]) -> None:
-    truth, predicted = [true for true, _ in rows], [said for _, said in rows]
+    truth, predictions = [true for true, _ in rows], [answer for _, answer in rows]
     probabilities = np.full((len(rows), len(LABELS)), 0.25)
-    found = metrics.single_label(truth, probabilities, predicted, LABELS, None)
-    sets = [({true}, {said}) for true, said in rows]
-    expected = averages(sets, np.ones(len(rows)))
-    assert {name: found.values[name] for name in expected} == pytest.approx(expected)
+    result = metrics.single_label(truth, probabilities, predictions, LABELS, None)
+    sets = [({true}, {answer}) for true, answer in rows]
+    values = averages(sets, np.ones(len(rows)))
+    assert {name: result.values[name] for name in values} == pytest.approx(values)
     one_hot = np.eye(len(LABELS), dtype=bool)
-    answers = LabelResults(one_hot[truth], one_hot[predicted])
-    scored = SplitResults([str(number) for number in range(len(rows))], answers, probabilities, {})
-    inside = examine("test", scored, AS_IT_IS, labels=LABELS, multi_label=False, metric="f1_macro")
-    assert inside.figure.value == pytest.approx(expected["f1_macro"])
-    assert [list(row) for row in inside.confusion] == found.confusion
+    answers = LabelResults(one_hot[truth], one_hot[predictions])
+    split_results = SplitResults(
+        [str(number) for number in range(len(rows))], answers, probabilities, {}
+    )
+    inside = examine(
+        "test", split_results, AS_IT_IS, labels=LABELS, multi_label=False, metric="f1_macro"
+    )
+    assert inside.figure.value == pytest.approx(values["f1_macro"])
+    assert [list(row) for row in inside.confusion] == result.confusion
     for figures, (precision, recall, f1, support) in zip(
         inside.per_class, of_classes(sets, np.ones(len(rows))), strict=True
     ):
@@ -160,26 +167,28 @@ def test_figures_of_mentions_and_of_words(rows: list) -> None:
     tallies = mention_scores.tally(
         [str(number) for number in range(len(rows))], spans, {}, [{}] * len(rows)
     )
-    found = mention_scores.score(tallies, spans, LABELS)
-    assert found.values["mention_f1"] == found.values["mention_f1_overlap"]
-    assert found.values["mention_f1"] == pytest.approx(
+    result = mention_scores.score(tallies, spans, LABELS)
+    assert result.values["mention_f1"] == result.values["mention_f1_overlap"]
+    assert result.values["mention_f1"] == pytest.approx(
         averages(rows, np.ones(len(rows)))["f1_micro"]
     )
     for label, (precision, recall, f1, support) in zip(
         LABELS, of_classes(rows, np.ones(len(rows))), strict=True
     ):
-        expected = {
+        values = {
             "precision": precision,
             "recall": recall,
             "f1": f1,
             "f1_overlap": f1,
             "support": support,
         }
-        assert found.per_class[label] == pytest.approx(expected)
-    true, said = ([LABELS[place] for row in rows for place in sorted(row[side])] for side in (0, 1))
-    common = sum(min(true.count(label), said.count(label)) for label in LABELS)
-    assert token_f1(said, true) == pytest.approx(
-        share(2 * common, len(true) + len(said)) if true or said else 1.0
+        assert result.per_class[label] == pytest.approx(values)
+    true, answer = (
+        [LABELS[place] for row in rows for place in sorted(row[side])] for side in (0, 1)
+    )
+    common = sum(min(true.count(label), answer.count(label)) for label in LABELS)
+    assert token_f1(answer, true) == pytest.approx(
+        share(2 * common, len(true) + len(answer)) if true or answer else 1.0
     )
 
 
@@ -192,8 +201,8 @@ def test_no_threshold_gives_a_higher_f1_than_the_chosen_one(rows: list[tuple[boo
     )
 
     def f1(threshold: float) -> float:
-        chosen = scores >= threshold
-        return share(2 * (truth & chosen).sum(), truth.sum() + chosen.sum())
+        is_predicted = scores >= threshold
+        return share(2 * (truth & is_predicted).sum(), truth.sum() + is_predicted.sum())
 
     (threshold,) = metrics.thresholds(truth[:, None], scores[:, None])
     if truth.any():

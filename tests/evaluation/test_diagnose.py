@@ -23,22 +23,22 @@ LABELS = ("a", "b", "c")
 OWN = CalibrationRecord()
 
 
-def scored(
+def draw(
     rng: np.random.Generator,
     num_rows: int = 300,
     accuracy: float = 0.8,
     columns: dict[str, list[str]] | None = None,
 ) -> SplitResults:
     truth = rng.integers(0, 3, num_rows)
-    predicted = np.where(
+    predictions = np.where(
         rng.random(num_rows) < accuracy, truth, (truth + rng.integers(1, 3, num_rows)) % 3
     )
-    said = np.eye(3, dtype=bool)[predicted]
+    decisions = np.eye(3, dtype=bool)[predictions]
     sure = rng.uniform(0.4, 1.0, num_rows)[:, None]
-    probabilities = np.where(said, sure, (1 - sure) / 2)
+    probabilities = np.where(decisions, sure, (1 - sure) / 2)
     return SplitResults(
         [f"r{row}" for row in range(num_rows)],
-        LabelResults(np.eye(3, dtype=bool)[truth], said),
+        LabelResults(np.eye(3, dtype=bool)[truth], decisions),
         probabilities,
         columns or {},
     )
@@ -61,16 +61,16 @@ def look(
 
 
 def test_confusion_and_the_figures_of_each_class_are_those_of_scikit_learn() -> None:
-    rows = scored(np.random.default_rng(0))
-    truth, predicted = rows.results.truth.argmax(axis=1), rows.results.predictions.argmax(axis=1)
-    found = look(rows)
-    assert np.array(found.confusion).tolist() == confusion_matrix(truth, predicted).tolist()
-    assert [figures.f1.value for figures in found.per_class] == pytest.approx(
-        f1_score(truth, predicted, average=None)
+    rows = draw(np.random.default_rng(0))
+    truth, predictions = rows.results.truth.argmax(axis=1), rows.results.predictions.argmax(axis=1)
+    result = look(rows)
+    assert np.array(result.confusion).tolist() == confusion_matrix(truth, predictions).tolist()
+    assert [figures.f1.value for figures in result.per_class] == pytest.approx(
+        f1_score(truth, predictions, average=None)
     )
-    assert all(figures.f1.low < figures.f1.value < figures.f1.high for figures in found.per_class)
-    assert found.figure.value == pytest.approx(f1_score(truth, predicted, average="macro"))
-    for figures in found.per_class:
+    assert all(figures.f1.low < figures.f1.value < figures.f1.high for figures in result.per_class)
+    assert result.figure.value == pytest.approx(f1_score(truth, predictions, average="macro"))
+    for figures in result.per_class:
         assert (
             sum(
                 (
@@ -85,16 +85,16 @@ def test_confusion_and_the_figures_of_each_class_are_those_of_scikit_learn() -> 
 
 
 def test_bins_hold_every_row_and_the_error_is_their_weighted_distance() -> None:
-    found = look(scored(np.random.default_rng(1))).before
-    assert sum(held.num for held in found.bins) == 300
-    assert found.ece == pytest.approx(
-        sum(held.num * abs(held.confidence - held.share_right) for held in found.bins) / 300
+    result = look(draw(np.random.default_rng(1))).before
+    assert sum(part.num for part in result.bins) == 300
+    assert result.ece == pytest.approx(
+        sum(part.num * abs(part.confidence - part.share_right) for part in result.bins) / 300
     )
-    assert all(held.low <= held.confidence <= held.high for held in found.bins)
+    assert all(part.low <= part.confidence <= part.high for part in result.bins)
 
 
 def test_the_risk_curve_ends_at_every_row_and_counts_what_is_right_above_each_threshold() -> None:
-    rows = scored(np.random.default_rng(2))
+    rows = draw(np.random.default_rng(2))
     points = look(rows).risk_coverage
     right = (rows.results.truth == rows.results.predictions).all(axis=1)
     sure = rows.probabilities.max(axis=1)
@@ -110,17 +110,17 @@ def test_the_risk_curve_ends_at_every_row_and_counts_what_is_right_above_each_th
 
 def test_the_abstention_of_a_record_is_told_with_its_interval() -> None:
     rule = AbstentionRecord(precision=0.95, level=0.9, threshold=0.7, coverage=0.5)
-    rows = scored(np.random.default_rng(3))
-    found = look(rows, CalibrationRecord(abstention=rule)).abstention
+    rows = draw(np.random.default_rng(3))
+    result = look(rows, CalibrationRecord(abstention=rule)).abstention
     answered = rows.probabilities.max(axis=1) >= 0.7
     right = (rows.results.truth == rows.results.predictions).all(axis=1)[answered]
-    assert found is not None
-    assert found.precision is not None
-    assert (found.num_answered, found.precision.value) == (
+    assert result is not None
+    assert result.precision is not None
+    assert (result.num_answered, result.precision.value) == (
         answered.sum(),
         pytest.approx(right.mean()),
     )
-    assert found.precision.low < found.precision.value < found.precision.high
+    assert result.precision.low < result.precision.value < result.precision.high
     nothing = look(
         rows, CalibrationRecord(abstention=rule.model_copy(update={"threshold": None}))
     ).abstention
@@ -134,13 +134,13 @@ def test_the_slice_that_is_worse_than_chance_explains_is_named_and_said_to_be_so
         ("good", "bad", "rare")[min(row % 20, 2) if row % 20 == 2 else row % 2]
         for row in range(400)
     ]
-    rows = scored(rng, 400, 0.95, {"source": sources})
-    held = np.array(sources) == "bad"
-    predicted = rows.results.predictions.copy()
-    swapped = np.flatnonzero(held)[::2]
-    predicted[swapped] = np.roll(predicted[swapped], 1, axis=1)
+    rows = draw(rng, 400, 0.95, {"source": sources})
+    is_bad = np.array(sources) == "bad"
+    predictions = rows.results.predictions.copy()
+    wrong_rows = np.flatnonzero(is_bad)[::2]
+    predictions[wrong_rows] = np.roll(predictions[wrong_rows], 1, axis=1)
     worse = SplitResults(
-        rows.ids, LabelResults(rows.results.truth, predicted), rows.probabilities, rows.columns
+        rows.ids, LabelResults(rows.results.truth, predictions), rows.probabilities, rows.columns
     )
     worst = look(worse).worst
     assert worst is not None
@@ -151,35 +151,35 @@ def test_the_slice_that_is_worse_than_chance_explains_is_named_and_said_to_be_so
 
 
 def test_a_slice_without_rows_enough_or_without_the_label_is_not_the_worst() -> None:
-    rows = scored(np.random.default_rng(5), 100, 0.9, {"place": ["few"] * 5 + ["many"] * 95})
+    rows = draw(np.random.default_rng(5), 100, 0.9, {"place": ["few"] * 5 + ["many"] * 95})
     few = np.arange(100) < 5
     answers = LabelResults(
         rows.results.truth,
         np.where(few[:, None], np.roll(rows.results.truth, 1, axis=1), rows.results.predictions),
     )
-    found = look(SplitResults(rows.ids, answers, rows.probabilities, rows.columns))
-    assert found.worst is not None
-    assert found.worst.slice.value != "few"
+    result = look(SplitResults(rows.ids, answers, rows.probabilities, rows.columns))
+    assert result.worst is not None
+    assert result.worst.slice.value != "few"
     one = SplitResults(
         rows.ids,
         rows.results,
         rows.probabilities,
         {"truth": [LABELS[at] for at in rows.results.truth.argmax(axis=1)]},
     )
-    assert [held.f1 for held in look(one).slices if held.column == "truth"] == [
+    assert [part.f1 for part in look(one).slices if part.column == "truth"] == [
         None
     ] * 3  # macro over one label is no F1 of the model
 
 
 def test_mistakes_come_the_surest_first_and_hold_no_text() -> None:
-    rows = scored(np.random.default_rng(6))
-    found = look(rows).mistakes
+    rows = draw(np.random.default_rng(6))
+    result = look(rows).mistakes
     wrong = (rows.results.truth != rows.results.predictions).any(axis=1)
-    assert {held.row_id for held in found} == {rows.ids[row] for row in np.flatnonzero(wrong)}
-    assert [held.confidence for held in found] == sorted(
-        (held.confidence for held in found), reverse=True
+    assert {part.row_id for part in result} == {rows.ids[row] for row in np.flatnonzero(wrong)}
+    assert [part.confidence for part in result] == sorted(
+        (part.confidence for part in result), reverse=True
     )
-    assert all(held.truth != held.predicted for held in found)
+    assert all(part.truth != part.predicted for part in result)
 
 
 def test_labels_that_were_changed_are_suspected_before_others() -> None:
@@ -187,45 +187,45 @@ def test_labels_that_were_changed_are_suspected_before_others() -> None:
     truth = rng.integers(0, 3, 300)
     noise = rng.normal(0, 1, (300, 3)) + 4 * np.eye(3)[truth]
     probabilities = np.exp(noise) / np.exp(noise).sum(axis=1, keepdims=True)
-    given = truth.copy()
-    given[:15] = (given[:15] + 1) % 3
+    labels = truth.copy()
+    labels[:15] = (labels[:15] + 1) % 3
     ids = [str(row) for row in range(300)]
-    found = suspects(ids, np.eye(3, dtype=bool)[given], probabilities, LABELS, multi_label=False)
-    first = [int(held.row_id) for held in found[:10]]
+    result = suspects(ids, np.eye(3, dtype=bool)[labels], probabilities, LABELS, multi_label=False)
+    first = [int(part.row_id) for part in result[:10]]
     assert sum(row < 15 for row in first) >= 9
     assert all(
-        held.suggested == (LABELS[truth[int(held.row_id)]],)
-        for held in found[:10]
-        if int(held.row_id) < 15
+        part.suggested == (LABELS[truth[int(part.row_id)]],)
+        for part in result[:10]
+        if int(part.row_id) < 15
     )
-    several = np.eye(3, dtype=bool)[given]
+    several = np.eye(3, dtype=bool)[labels]
     several[20] = [True, True, True]
-    flipped = suspects(ids, several, probabilities, LABELS, multi_label=True)
-    assert sum(int(held.row_id) < 15 or held.row_id == "20" for held in flipped[:12]) >= 10
+    doubtful = suspects(ids, several, probabilities, LABELS, multi_label=True)
+    assert sum(int(part.row_id) < 15 or part.row_id == "20" for part in doubtful[:12]) >= 10
     clean = suspects(ids, np.eye(3, dtype=bool)[truth], probabilities, LABELS, multi_label=False)
-    assert len(clean) < len(found)
+    assert len(clean) < len(result)
 
 
 def test_several_labels_have_counts_instead_of_one_confusion_matrix() -> None:
     rng = np.random.default_rng(8)
     probabilities = rng.random((200, 2))
     answers = LabelResults(rng.random((200, 2)) < probabilities, probabilities >= 0.5)
-    found = look(
+    result = look(
         SplitResults([str(row) for row in range(200)], answers, probabilities, {}),
         multi_label=True,
     )
-    assert found.confusion == ()
-    assert sum(held.num for held in found.before.bins) == 400
-    assert found.before.ece < 0.1  # truth was drawn by these probabilities
+    assert result.confusion == ()
+    assert sum(part.num for part in result.before.bins) == 400
+    assert result.before.ece < 0.1  # truth was drawn by these probabilities
 
 
 def examples(texts: Sequence[str], **columns: Sequence[str | None]) -> list[Example]:
     rows = []
     for number, text in enumerate(texts):
-        held = {
+        metadata = {
             name: value for name, values in columns.items() if (value := values[number]) is not None
         }
-        rows.append(Example(str(number), text, ("a",), metadata=held))
+        rows.append(Example(str(number), text, ("a",), metadata=metadata))
     return rows
 
 
@@ -238,16 +238,16 @@ def test_slices_are_thirds_of_numbers_and_the_values_of_columns_that_have_few() 
         label=["x" if number % 3 else "y" for number in range(60)],
         same=["one"] * 60,
     )
-    found = Slicer.of(rows).columns(rows)
-    assert found.keys() == {"length", "year", "site", "metadata.label"}
-    assert {value: found["length"].count(value) for value in found["length"]} == {
+    result = Slicer.of(rows).columns(rows)
+    assert result.keys() == {"length", "year", "site", "metadata.label"}
+    assert {value: result["length"].count(value) for value in result["length"]} == {
         "at most 20 words": 20,
         "over 20, at most 40 words": 20,
         "over 40 words": 20,
     }
-    assert found["year"][0] == "(none)"
-    assert len(set(found["year"])) == 4
-    assert set(found["site"]) == {"A", "(none)"}
+    assert result["year"][0] == "(none)"
+    assert len(set(result["year"])) == 4
+    assert set(result["site"]) == {"A", "(none)"}
     other = Slicer.of(rows).columns(examples(["word"], site=["B"], year=["not a year"]))
     assert (other["length"], other["site"], other["year"]) == (
         ["at most 20 words"],
@@ -257,13 +257,13 @@ def test_slices_are_thirds_of_numbers_and_the_values_of_columns_that_have_few() 
 
 
 def test_an_analysis_comes_back_from_its_file_as_it_was() -> None:
-    made = look(scored(np.random.default_rng(9)))
+    split_analysis = look(draw(np.random.default_rng(9)))
     whole = Analysis(
         "cancer",
         LABELS,
         False,
         "one",
-        (ModelAnalysis("one", CalibrationRecord(temperature=1.5), made, made),),
+        (ModelAnalysis("one", CalibrationRecord(temperature=1.5), split_analysis, split_analysis),),
     )
     assert analysis.from_json(analysis.to_json(whole), "analysis.json") == whole
     with pytest.raises(ArtifactError, match=r"analysis\.json: study is not valid"):
@@ -282,18 +282,18 @@ def test_intervals_of_f1_hold_the_true_value_as_often_as_they_say(
 ) -> None:
     """Simulated: macro F1 and the F1 of a class, whose true values are those of a million rows."""
     rng = np.random.default_rng(10)
-    million = scored(rng, 1_000_000, accuracy).results
+    million = draw(rng, 1_000_000, accuracy).results
     macro = f1_score(million.truth.argmax(axis=1), million.predictions.argmax(axis=1), average=None)
-    held = np.zeros(2)
+    num_covered = np.zeros(2)
     for seed in range(200):
-        answers = scored(rng, num_rows, accuracy).results
+        answers = draw(rng, num_rows, accuracy).results
         whole, one = (
             interval(answers, "f1_macro", num_resamples=400, seed=seed),
             class_intervals(answers, num_resamples=400, seed=seed)[0],
         )
-        held += [whole.low <= macro.mean() <= whole.high, one.low <= macro[0] <= one.high]
-    assert (held / 200 >= 0.90).all(), held / 200
-    assert (held / 200 <= 0.99).all(), held / 200
+        num_covered += [whole.low <= macro.mean() <= whole.high, one.low <= macro[0] <= one.high]
+    assert (num_covered / 200 >= 0.90).all(), num_covered / 200
+    assert (num_covered / 200 <= 0.99).all(), num_covered / 200
 
 
 def test_the_interval_of_a_difference_covers_the_true_one_as_often_as_it_says() -> None:
@@ -303,29 +303,30 @@ def test_the_interval_of_a_difference_covers_the_true_one_as_often_as_it_says() 
 
     def pair(first: float, second: float) -> tuple[LabelResults, LabelResults]:
         truth = rng.integers(0, 2, 200)
-        said = [
+        decisions = [
             np.where(rng.random(200) < accuracy, truth, 1 - truth) for accuracy in (first, second)
         ]
         return tuple(
-            LabelResults(np.eye(2, dtype=bool)[truth], np.eye(2, dtype=bool)[held]) for held in said
+            LabelResults(np.eye(2, dtype=bool)[truth], np.eye(2, dtype=bool)[decision])
+            for decision in decisions
         )  # type: ignore[return-value]
 
     better = [
         compare(*pair(0.9, 0.85), "f1_macro", num_resamples=400, seed=seed) for seed in range(200)
     ]
-    assert 0.90 <= np.mean([found.low <= 0.05 <= found.high for found in better]) <= 0.99
+    assert 0.90 <= np.mean([result.low <= 0.05 <= result.high for result in better]) <= 0.99
     equal = [
         compare(*pair(0.9, 0.9), "f1_macro", num_resamples=400, seed=seed) for seed in range(200)
     ]
-    assert 0.90 <= np.mean([found.is_tie for found in equal]) <= 0.99
+    assert 0.90 <= np.mean([result.is_tie for result in equal]) <= 0.99
 
 
 def test_few_rows_that_are_all_right_have_an_interval_all_the_same() -> None:
     truth = np.eye(2, dtype=bool)[np.arange(20) % 2]
-    found = interval(LabelResults(truth, truth), "f1_macro")
-    assert found.low == pytest.approx(0.025 ** (1 / 20))
-    assert found.high == 1.0
-    assert [held.low for held in class_intervals(LabelResults(truth, truth))] == pytest.approx(
+    result = interval(LabelResults(truth, truth), "f1_macro")
+    assert result.low == pytest.approx(0.025 ** (1 / 20))
+    assert result.high == 1.0
+    assert [part.low for part in class_intervals(LabelResults(truth, truth))] == pytest.approx(
         [0.025 ** (1 / 10)] * 2
     )
     assert interval(LabelResults(truth, ~truth), "accuracy").high == pytest.approx(
@@ -339,8 +340,8 @@ def test_where_slices_are_alike_hardly_one_is_said_to_be_worse() -> None:
     of the looks would find one."""
     rng = np.random.default_rng(12)
     columns = {"source": [f"s{row % 8}" for row in range(320)]}
-    found = [look(scored(rng, 320, 0.85, columns)).worst for _ in range(60)]
-    assert np.mean([worst is not None and worst.is_below for worst in found]) <= 0.1
+    result = [look(draw(rng, 320, 0.85, columns)).worst for _ in range(60)]
+    assert np.mean([worst is not None and worst.is_below for worst in result]) <= 0.1
 
 
 def test_a_label_is_not_suspected_for_an_answer_less_sure_than_that_label_usually_is() -> None:
@@ -350,8 +351,8 @@ def test_a_label_is_not_suspected_for_an_answer_less_sure_than_that_label_usuall
     )
     assert suspects([*"abcdef"], truth, probabilities, LABELS[:2], multi_label=False) == ()
     probabilities[2] = [0.01, 0.99]
-    (found,) = suspects([*"abcdef"], truth, probabilities, LABELS[:2], multi_label=False)
-    assert (found.row_id, found.given, found.suggested, found.doubt) == (
+    (result,) = suspects([*"abcdef"], truth, probabilities, LABELS[:2], multi_label=False)
+    assert (result.row_id, result.given, result.suggested, result.doubt) == (
         "c",
         ("a",),
         ("b",),

@@ -67,7 +67,7 @@ def entry(
     )
 
 
-def judged(
+def contender_of(
     name: str,
     validation: int,
     test: int,
@@ -80,10 +80,10 @@ def judged(
 
     def answers(right: int) -> tuple[Metrics, LabelResults]:
         truth = np.tile(np.array([[True, False], [False, True]]), (100, 1))
-        predicted = np.where((np.arange(200) - first) % 200 < right, truth.T, ~truth.T).T
-        return Metrics({METRIC: right / 200}, 200), LabelResults(truth, predicted)
+        predictions = np.where((np.arange(200) - first) % 200 < right, truth.T, ~truth.T).T
+        return Metrics({METRIC: right / 200}, 200), LabelResults(truth, predictions)
 
-    made = Entry(
+    entry = Entry(
         name=name,
         kind=kind,
         base_model=base,
@@ -92,22 +92,27 @@ def judged(
         checkpoint=f"/{name}",
     )  # type: ignore[arg-type]
     return leaderboard.contender(
-        made, METRIC, validation=answers(validation), test=answers(test), ms_per_row=1.0
+        entry, METRIC, validation=answers(validation), test=answers(test), ms_per_row=1.0
     )
 
 
 def board(
     *candidates: Contender, references: tuple[Contender, ...] = (), tie: float | None = 1.5
 ) -> Leaderboard:
-    trials = [found.entry for found in candidates]
+    trials = [result.entry for result in candidates]
     return conclude("s", METRIC, trials, candidates, references, num_openings=1, tie=tie)
 
 
 def test_the_best_epoch_of_the_whole_history_counts_not_the_last() -> None:
-    found = entry_of(
+    result = entry_of(
         record("a"), [evaluation(1, 0.7), evaluation(2, 0.9), evaluation(3, 0.6)], METRIC
     )
-    assert (found.epoch, found.step, found.validation[METRIC], found.num_epochs) == (2, 20, 0.9, 3)
+    assert (result.epoch, result.step, result.validation[METRIC], result.num_epochs) == (
+        2,
+        20,
+        0.9,
+        3,
+    )
     first = entry_of(record("a"), [evaluation(1, 0.9), evaluation(2, 0.9)], METRIC)
     assert first.epoch == 1
     lowest = entry_of(
@@ -141,24 +146,25 @@ def test_trials_without_a_figure_come_last_and_finalists_are_the_best_of_each_ba
         entry("broken", 0.9, status="failed"),
     ]
     entries[0] = Entry(name="none", kind="trial", base_model="small", base=0)
-    assert [found.name for found in rank(entries, METRIC)] == [
+    assert [result.name for result in rank(entries, METRIC)] == [
         "broken",
         "high",
         "low",
         "other",
         "none",
     ]
-    assert [found.name for found in finalists(entries, METRIC, 1)] == ["high", "other"]
-    assert [found.name for found in finalists(entries, METRIC, 2)] == ["high", "low", "other"]
+    assert [result.name for result in finalists(entries, METRIC, 1)] == ["high", "other"]
+    assert [result.name for result in finalists(entries, METRIC, 2)] == ["high", "low", "other"]
 
 
 def test_the_winner_is_chosen_by_validation_rows_whatever_test_rows_say() -> None:
-    found = board(
-        judged("a", validation=190, test=100), judged("b", validation=120, test=199, base="large")
+    result = board(
+        contender_of("a", validation=190, test=100),
+        contender_of("b", validation=120, test=199, base="large"),
     )
-    assert (found.winner, found.runner_up, found.tied) == ("a", "b", ())
-    assert found.entries[0].name == "a"
-    on_test = next(pair for pair in found.comparisons if pair.split == "test")
+    assert (result.winner, result.runner_up, result.tied) == ("a", "b", ())
+    assert result.entries[0].name == "a"
+    on_test = next(pair for pair in result.comparisons if pair.split == "test")
     assert on_test.comparison.difference < 0
     assert not on_test.is_tie
 
@@ -169,16 +175,16 @@ def test_the_winner_is_chosen_by_validation_rows_whatever_test_rows_say() -> Non
     where="`medray leaderboard`",
 )
 def test_a_tie_is_won_by_a_model_that_is_much_smaller_and_else_by_the_figure() -> None:
-    large = judged("large-000", validation=181, test=180, base="large", num_parameters=1000)
-    small = judged("small-000", validation=180, test=180, num_parameters=10, first=100)
-    found = board(large, small)
-    assert (found.winner, found.tied) == ("small-000", ("large-000", "small-000"))
+    large = contender_of("large-000", validation=181, test=180, base="large", num_parameters=1000)
+    small = contender_of("small-000", validation=180, test=180, num_parameters=10, first=100)
+    result = board(large, small)
+    assert (result.winner, result.tied) == ("small-000", ("large-000", "small-000"))
     why = (
         "tie: validation rows cannot separate large-000, small-000; small-000 wins by its size: it "
         "has 10 parameters, large-000 has 1,000"
     )
-    assert why in leaderboard_files.sentences(found)
-    near = judged("small-000", validation=180, test=180, num_parameters=700, first=100)
+    assert why in leaderboard_files.sentences(result)
+    near = contender_of("small-000", validation=180, test=180, num_parameters=700, first=100)
     assert [board(large, near, tie=tie).winner for tie in (1.0, 1.4, 1.5, None)] == [
         "small-000",
         "small-000",
@@ -191,40 +197,44 @@ def test_a_tie_is_won_by_a_model_that_is_much_smaller_and_else_by_the_figure() -
         for sentence in leaderboard_files.sentences(board(large, near))
     )
     clear = board(
-        judged("large-000", validation=195, test=180, base="large", num_parameters=1000), small
+        contender_of("large-000", validation=195, test=180, base="large", num_parameters=1000),
+        small,
     )
     assert (clear.winner, clear.tied) == ("large-000", ())
 
 
 def test_of_tied_models_none_wins_by_its_size_that_is_better_in_no_resample() -> None:
     """As one that always says "cancer" beside one that is right there, and elsewhere too."""
-    large = judged("large-000", validation=181, test=180, base="large", num_parameters=1000)
-    within = judged("small-000", validation=180, test=180, num_parameters=10)
-    found = board(large, within)
-    assert (found.winner, found.tied) == ("large-000", ("large-000", "small-000"))
-    medium = judged("medium-000", validation=180, test=180, num_parameters=100, first=100)
-    under_medium = judged("small-000", validation=179, test=180, num_parameters=10, first=100)
+    large = contender_of("large-000", validation=181, test=180, base="large", num_parameters=1000)
+    within = contender_of("small-000", validation=180, test=180, num_parameters=10)
+    result = board(large, within)
+    assert (result.winner, result.tied) == ("large-000", ("large-000", "small-000"))
+    medium = contender_of("medium-000", validation=180, test=180, num_parameters=100, first=100)
+    under_medium = contender_of("small-000", validation=179, test=180, num_parameters=10, first=100)
     assert board(large, medium, under_medium).winner == "medium-000"
-    alike = judged("small-000", validation=181, test=180, num_parameters=10)
+    alike = contender_of("small-000", validation=181, test=180, num_parameters=10)
     assert board(large, alike).winner == "small-000"
 
 
 def test_references_stand_in_the_ranking_and_are_compared_but_never_win() -> None:
-    found = board(judged("a", 150, 150), references=(judged("TF-IDF", 180, 180, kind="reference"),))
-    assert [held.name for held in found.entries] == ["TF-IDF", "a"]
-    assert found.winner == "a"
+    result = board(
+        contender_of("a", 150, 150),
+        references=(contender_of("TF-IDF", 180, 180, kind="reference"),),
+    )
+    assert [entry.name for entry in result.entries] == ["TF-IDF", "a"]
+    assert result.winner == "a"
     assert any(
         "winner minus TF-IDF on the same test rows" in sentence and "worse" in sentence
-        for sentence in leaderboard_files.sentences(found)
+        for sentence in leaderboard_files.sentences(result)
     )
 
 
 def test_test_figures_carry_an_interval_and_rows_that_were_seen_before_say_so() -> None:
-    found = board(judged("a", 150, 150))
-    spread = found.best.test_interval
+    result = board(contender_of("a", 150, 150))
+    spread = result.best.test_interval
     assert spread is not None
     assert spread.low < 0.75 < spread.high
-    again = conclude("s", METRIC, [found.best], [judged("a", 150, 150)], [], num_openings=3)
+    again = conclude("s", METRIC, [result.best], [contender_of("a", 150, 150)], [], num_openings=3)
     assert "were read 3 times" in leaderboard_files.sentences(again)[-1]
 
 
@@ -234,28 +244,28 @@ def test_a_study_without_a_figure_has_no_leaderboard() -> None:
 
 
 def test_the_files_say_the_same_and_json_comes_back_whole() -> None:
-    failed = Entry(
+    failure = Entry(
         name="broken", kind="trial", base_model="small", status="failed", error="the loss is nan"
     )
-    first = judged("a", 150, 140)
-    found = conclude(
+    first = contender_of("a", 150, 140)
+    result = conclude(
         "s",
         METRIC,
-        [first.entry, failed],
+        [first.entry, failure],
         [first],
-        [judged("majority", 100, 100, kind="reference")],
+        [contender_of("majority", 100, 100, kind="reference")],
         num_openings=1,
     )
-    assert leaderboard_files.from_json(leaderboard_files.to_json(found), "x") == found
+    assert leaderboard_files.from_json(leaderboard_files.to_json(result), "x") == result
     rows = list(
-        csv.DictReader(io.StringIO(leaderboard_files.to_csv(leaderboard_files.rows(found))))
+        csv.DictReader(io.StringIO(leaderboard_files.to_csv(leaderboard_files.rows(result))))
     )
     assert [row["name"] for row in rows] == ["a", "majority", "broken"]
     assert float(rows[0]["validation_accuracy"]) == 0.75
     assert float(rows[0]["test_accuracy"]) == 0.7
     assert rows[2]["error"] == "the loss is nan"
     assert [row["is_winner"] for row in rows] == ["True", "False", "False"]
-    page = leaderboard_files.to_markdown(found)
+    page = leaderboard_files.to_markdown(result)
     assert "| 1 | a (winner) | small | 1 | 0.7500 | 0.7000 [" in page
     assert "broken failed: the loss is nan" in page
     with pytest.raises(ArtifactError, match="x: not a valid leaderboard"):
@@ -278,11 +288,11 @@ def test_a_merge_is_judged_by_f1_the_studys_own_where_it_ranks_by_one() -> None:
         {"accuracy": 0.9, "f1_macro": 0.8, "f1_binary": 0.7},
         {"accuracy": 0.9, "f1_macro": 0.79, "f1_binary": 0.6},
     )
-    found = Entry(name="a", kind="trial", validation=before, validation_merged=after)
-    assert leaderboard.merge_of(found, "accuracy") == MergeRecord(
+    result = Entry(name="a", kind="trial", validation=before, validation_merged=after)
+    assert leaderboard.merge_of(result, "accuracy") == MergeRecord(
         metric="f1_macro", unmerged=0.8, merged=0.79
     )
-    assert leaderboard.merge_of(found, "f1_binary") == MergeRecord(
+    assert leaderboard.merge_of(result, "f1_binary") == MergeRecord(
         metric="f1_binary", unmerged=0.7, merged=0.6
     )
     assert leaderboard.merge_of(entry("a", 0.9), METRIC) is None

@@ -16,7 +16,7 @@ def mentions(*spans: tuple[int, int] | tuple[int, int, str]) -> list[Mention]:
 
 
 @pytest.mark.parametrize(
-    ("truth", "said", "hits", "near"),
+    ("truth", "answer", "hits", "near"),
     [
         ([], [], 0, 0),
         ([(0, 6)], [(0, 6)], 1, 1),
@@ -32,10 +32,10 @@ def mentions(*spans: tuple[int, int] | tuple[int, int, str]) -> list[Mention]:
         ([(5, 9)], [(0, 4)], 0, 0),
     ],
 )
-def test_each_mention_is_matched_once(truth: list, said: list, hits: int, near: int) -> None:
+def test_each_mention_is_matched_once(truth: list, answer: list, hits: int, near: int) -> None:
     assert (
-        exact(mentions(*truth), mentions(*said)),
-        overlapping(mentions(*truth), mentions(*said)),
+        exact(mentions(*truth), mentions(*answer)),
+        overlapping(mentions(*truth), mentions(*answer)),
     ) == (hits, near)
 
 
@@ -47,23 +47,23 @@ ROWS = [
 
 
 def figures(rows: list) -> dict[str, float]:
-    found = tally([str(number) for number in range(len(rows))], rows, {}, [{}] * len(rows))
-    return score(found, rows, ["Chemical", "Disease"]).values
+    result = tally([str(number) for number in range(len(rows))], rows, {}, [{}] * len(rows))
+    return score(result, rows, ["Chemical", "Disease"]).values
 
 
 def test_figures_are_micro_over_the_mentions_of_all_rows() -> None:
-    found = figures(ROWS)
-    assert found["mention_precision"] == pytest.approx(1 / 3)
-    assert found["mention_recall"] == pytest.approx(1 / 3)
-    assert found["mention_f1"] == pytest.approx(1 / 3)
-    assert found["mention_precision_overlap"] == pytest.approx(2 / 3)
-    assert found["mention_recall_overlap"] == pytest.approx(2 / 3)
-    assert found["mention_f1_overlap"] == pytest.approx(2 / 3)
+    result = figures(ROWS)
+    assert result["mention_precision"] == pytest.approx(1 / 3)
+    assert result["mention_recall"] == pytest.approx(1 / 3)
+    assert result["mention_f1"] == pytest.approx(1 / 3)
+    assert result["mention_precision_overlap"] == pytest.approx(2 / 3)
+    assert result["mention_recall_overlap"] == pytest.approx(2 / 3)
+    assert result["mention_f1_overlap"] == pytest.approx(2 / 3)
 
 
 def test_each_kind_has_its_own_figures_and_nothing_divides_by_zero() -> None:
-    found = tally(["a", "b", "c"], ROWS, {}, [{}] * 3)
-    per_kind = score(found, ROWS, ["Chemical", "Disease"]).per_class
+    result = tally(["a", "b", "c"], ROWS, {}, [{}] * 3)
+    per_kind = score(result, ROWS, ["Chemical", "Disease"]).per_class
     assert per_kind["Chemical"] == {
         "precision": 0.0,
         "recall": 0.0,
@@ -82,9 +82,9 @@ def test_rates_are_sums_over_sums() -> None:
         {"rows": 1.0, "invalid": 0.0},
         {"rows": 1.0, "invalid": 0.0},
     ]
-    found = tally(["a", "b", "c"], ROWS, {"invalid_rate": ("invalid", "rows")}, counts)
-    assert found.whole()["invalid_rate"] == pytest.approx(1 / 3)
-    assert "invalid_rate" in found.metrics
+    result = tally(["a", "b", "c"], ROWS, {"invalid_rate": ("invalid", "rows")}, counts)
+    assert result.whole()["invalid_rate"] == pytest.approx(1 / 3)
+    assert "invalid_rate" in result.metrics
 
 
 def test_the_interval_draws_rows_and_a_comparison_pairs_them() -> None:
@@ -96,10 +96,10 @@ def test_the_interval_draws_rows_and_a_comparison_pairs_them() -> None:
     bad = [mentions((0, 6)) if rng.random() < 0.3 else mentions() for _ in range(60)]
     ids = [str(number) for number in range(60)]
     one, two = (
-        tally(ids, list(zip(truth, said, strict=True)), {}, [{}] * 60) for said in (good, bad)
+        tally(ids, list(zip(truth, answer, strict=True)), {}, [{}] * 60) for answer in (good, bad)
     )
-    found = interval(one, "mention_f1")
-    assert found.low < one.whole()["mention_f1"] < found.high
+    result = interval(one, "mention_f1")
+    assert result.low < one.whole()["mention_f1"] < result.high
     difference = compare(one, two, "mention_f1")
     assert difference.difference == pytest.approx(
         one.whole()["mention_f1"] - two.whole()["mention_f1"]

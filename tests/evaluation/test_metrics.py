@@ -20,7 +20,7 @@ def softmax(logits):
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def drawn(rng, rows=200, classes=4):
+def draw(rng, rows=200, classes=4):
     probabilities = softmax(rng.normal(size=(rows, classes)))
     truth = np.where(
         rng.random(rows) < 0.5, probabilities.argmax(axis=1), rng.integers(classes, size=rows)
@@ -36,8 +36,8 @@ def drawn(rng, rows=200, classes=4):
 def test_three_classes_counted_by_hand():
     # a: 1 of 2 found, 1 chosen; b: 1 of 1 found, 2 chosen; c: 1 of 1 found, 1 chosen.
     probabilities = np.array([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.2, 0.7, 0.1], [0.1, 0.1, 0.8]])
-    found = metrics.single_label([0, 0, 1, 2], probabilities, [0, 1, 1, 2], ABC, positive=None)
-    assert found.values == pytest.approx(
+    result = metrics.single_label([0, 0, 1, 2], probabilities, [0, 1, 1, 2], ABC, positive=None)
+    assert result.values == pytest.approx(
         {
             "accuracy": 3 / 4,
             "f1_macro": (2 / 3 + 2 / 3 + 1) / 3,
@@ -49,17 +49,19 @@ def test_three_classes_counted_by_hand():
             "log_loss": -np.log([0.8, 0.3, 0.7, 0.8]).mean(),
         }
     )
-    assert found.confusion == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
-    assert found.per_class["a"] == pytest.approx(
+    assert result.confusion == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
+    assert result.per_class["a"] == pytest.approx(
         {"precision": 1, "recall": 1 / 2, "f1": 2 / 3, "support": 2, "auprc": 1}
     )
-    assert (found.num_rows, found.labels) == (4, ABC)
+    assert (result.num_rows, result.labels) == (4, ABC)
 
 
 def test_two_classes_are_judged_by_the_positive_one():
     probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
-    truth, predicted = [0, 1, 1, 0], [0, 1, 0, 1]
-    sick = metrics.single_label(truth, probabilities, predicted, ["healthy", "sick"], "sick").values
+    truth, predictions = [0, 1, 1, 0], [0, 1, 0, 1]
+    sick = metrics.single_label(
+        truth, probabilities, predictions, ["healthy", "sick"], "sick"
+    ).values
     assert (sick["f1_binary"], sick["precision_binary"], sick["recall_binary"]) == (0.5, 0.5, 0.5)
     assert sick["auprc_binary"] == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)  # hits at rank 1 and 3
     healthy = metrics.single_label(
@@ -85,21 +87,21 @@ def test_two_labels_need_a_positive_one_and_it_must_be_one_of_them():
     where="`medray evaluate --json`, `report.html`",
 )
 def test_single_label_figures_are_those_of_scikit_learn(rng):
-    truth, probabilities, predicted = drawn(rng)
-    found = metrics.single_label(truth, probabilities, predicted, list("wxyz"), None)
-    assert found.confusion == reference.confusion_matrix(truth, predicted).tolist()
-    values = found.values
+    truth, probabilities, predictions = draw(rng)
+    result = metrics.single_label(truth, probabilities, predictions, list("wxyz"), None)
+    assert result.confusion == reference.confusion_matrix(truth, predictions).tolist()
+    values = result.values
     for average in ("macro", "micro", "weighted"):
         assert values[f"f1_{average}"] == pytest.approx(
-            reference.f1_score(truth, predicted, average=average)
+            reference.f1_score(truth, predictions, average=average)
         )
     assert values["precision_macro"] == pytest.approx(
-        reference.precision_score(truth, predicted, average="macro")
+        reference.precision_score(truth, predictions, average="macro")
     )
     assert values["recall_macro"] == pytest.approx(
-        reference.recall_score(truth, predicted, average="macro")
+        reference.recall_score(truth, predictions, average="macro")
     )
-    assert values["accuracy"] == pytest.approx(reference.accuracy_score(truth, predicted))
+    assert values["accuracy"] == pytest.approx(reference.accuracy_score(truth, predictions))
     assert values["log_loss"] == pytest.approx(reference.log_loss(truth, probabilities))
     assert values["auprc_macro"] == pytest.approx(
         reference.average_precision_score(np.eye(4)[truth], probabilities, average="macro")
@@ -112,18 +114,18 @@ def test_multi_label_figures_are_those_of_scikit_learn(rng):
     truth[:, 0] |= 1 - truth.any(
         axis=1
     )  # scikit-learn counts a row without labels as a mistake; ours has its own test
-    predicted = (probabilities >= 0.5).astype(int)
-    values = metrics.multi_label(truth, probabilities, predicted, list("wxyz")).values
+    predictions = (probabilities >= 0.5).astype(int)
+    values = metrics.multi_label(truth, probabilities, predictions, list("wxyz")).values
     for average in ("macro", "micro", "weighted", "samples"):
         assert values[f"f1_{average}"] == pytest.approx(
-            reference.f1_score(truth, predicted, average=average, zero_division=0)
+            reference.f1_score(truth, predictions, average=average, zero_division=0)
         )
-    assert values["accuracy_subset"] == pytest.approx(reference.accuracy_score(truth, predicted))
+    assert values["accuracy_subset"] == pytest.approx(reference.accuracy_score(truth, predictions))
     assert values["precision_macro"] == pytest.approx(
-        reference.precision_score(truth, predicted, average="macro")
+        reference.precision_score(truth, predictions, average="macro")
     )
     assert values["recall_macro"] == pytest.approx(
-        reference.recall_score(truth, predicted, average="macro")
+        reference.recall_score(truth, predictions, average="macro")
     )
     assert values["auprc_macro"] == pytest.approx(
         reference.average_precision_score(truth, probabilities, average="macro")
@@ -133,42 +135,42 @@ def test_multi_label_figures_are_those_of_scikit_learn(rng):
 
 
 def test_labels_that_do_not_occur_are_left_out_of_the_macro_averages(rng):
-    truth, probabilities, predicted = drawn(rng, classes=3)
-    padded = np.hstack([probabilities, np.zeros((200, 2))])
-    without = metrics.single_label(truth, probabilities, predicted, ABC, None)
-    found = metrics.single_label(truth, padded, predicted, [*ABC, "d", "e"], None)
-    assert found.values == pytest.approx(without.values)
-    assert found.per_class["d"] == {"precision": 0, "recall": 0, "f1": 0, "support": 0}
-    assert np.shape(found.confusion) == (5, 5)
+    truth, probabilities, predictions = draw(rng, classes=3)
+    wide = np.hstack([probabilities, np.zeros((200, 2))])
+    without = metrics.single_label(truth, probabilities, predictions, ABC, None)
+    result = metrics.single_label(truth, wide, predictions, [*ABC, "d", "e"], None)
+    assert result.values == pytest.approx(without.values)
+    assert result.per_class["d"] == {"precision": 0, "recall": 0, "f1": 0, "support": 0}
+    assert np.shape(result.confusion) == (5, 5)
 
 
 def test_a_label_that_is_only_predicted_counts_as_zero_in_the_macro_average_but_has_no_auprc():
     probabilities = np.array([[0.9, 0.1, 0], [0.1, 0.2, 0.7]])
-    found = metrics.single_label([0, 0], probabilities, [0, 2], ABC, None)
-    assert found.values["f1_macro"] == pytest.approx((2 / 3 + 0) / 2)
-    assert found.values["auprc_macro"] == 1.0
-    assert "auprc" not in found.per_class["c"]
+    result = metrics.single_label([0, 0], probabilities, [0, 2], ABC, None)
+    assert result.values["f1_macro"] == pytest.approx((2 / 3 + 0) / 2)
+    assert result.values["auprc_macro"] == 1.0
+    assert "auprc" not in result.per_class["c"]
 
 
 def test_a_positive_label_without_rows_gives_zeros():
-    found = metrics.single_label(
+    result = metrics.single_label(
         [0, 0], np.array([[0.9, 0.1], [0.4, 0.6]]), [0, 1], ["n", "p"], "p"
     ).values
-    assert (found["f1_binary"], found["auprc_binary"], found["recall_binary"]) == (0, 0, 0)
+    assert (result["f1_binary"], result["auprc_binary"], result["recall_binary"]) == (0, 0, 0)
 
 
 def test_a_row_that_has_no_label_and_was_given_none_is_right():
-    found = metrics.multi_label(
+    result = metrics.multi_label(
         [[0, 0], [1, 0], [0, 0]], np.full((3, 2), 0.4), [[0, 0], [1, 0], [0, 1]], ["a", "b"]
     ).values
-    assert found["f1_samples"] == pytest.approx(2 / 3)
-    assert found["accuracy_subset"] == pytest.approx(2 / 3)
+    assert result["f1_samples"] == pytest.approx(2 / 3)
+    assert result["accuracy_subset"] == pytest.approx(2 / 3)
 
 
 def test_one_label_alone_and_no_positives_at_all_are_scored():
-    found = metrics.multi_label([[0], [1]], [[0.1], [0.8]], [[0], [1]], ["a"])
-    assert found.values["f1_macro"] == 1.0
-    assert found.per_class["a"]["support"] == 1
+    result = metrics.multi_label([[0], [1]], [[0.1], [0.8]], [[0], [1]], ["a"])
+    assert result.values["f1_macro"] == 1.0
+    assert result.per_class["a"]["support"] == 1
     nothing = metrics.multi_label([[0], [0]], [[0.1], [0.2]], [[0], [0]], ["a"]).values
     assert (
         nothing["f1_macro"],
@@ -179,8 +181,8 @@ def test_one_label_alone_and_no_positives_at_all_are_scored():
 
 
 def test_a_certain_mistake_costs_much_and_not_infinity():
-    found = metrics.single_label([0], np.array([[0.0, 1.0, 0.0]]), [1], ABC, None).values
-    assert found["log_loss"] == pytest.approx(-np.log(np.finfo(float).eps))
+    result = metrics.single_label([0], np.array([[0.0, 1.0, 0.0]]), [1], ABC, None).values
+    assert result["log_loss"] == pytest.approx(-np.log(np.finfo(float).eps))
 
 
 @pytest.mark.parametrize(
@@ -190,13 +192,13 @@ def test_the_names_are_those_of_the_values(multi_label, binary):
     labels = ["a", "b"] if binary else ABC
     truth = np.eye(len(labels), dtype=int)
     if multi_label:
-        found = metrics.multi_label(truth, truth, truth, labels)
+        result = metrics.multi_label(truth, truth, truth, labels)
     else:
-        found = metrics.single_label(
+        result = metrics.single_label(
             range(len(labels)), truth, range(len(labels)), labels, "a" if binary else None
         )
-    assert list(found.values) == metrics.names(multi_label, binary)
-    assert all(type(value) is float for value in found.values.values())
+    assert list(result.values) == metrics.names(multi_label, binary)
+    assert all(type(value) is float for value in result.values.values())
 
 
 def test_only_log_loss_is_better_when_lower():
@@ -224,8 +226,8 @@ def test_thresholds_reach_the_best_f1_that_any_threshold_reaches(rng):
         truth = (rng.random((30, 3)) < scores * 0.6).astype(int)
         truth[0] = 1
         for label, threshold in enumerate(metrics.thresholds(truth, scores)):
-            reached = f1(truth[:, label], scores[:, label] >= threshold)
-            assert reached == max(
+            value = f1(truth[:, label], scores[:, label] >= threshold)
+            assert value == max(
                 f1(truth[:, label], scores[:, label] >= step) for step in np.linspace(0, 1.05, 211)
             )
 
@@ -251,5 +253,5 @@ def test_a_threshold_between_neighbouring_numbers_still_separates_them():
     assert high >= threshold > low
 
 
-def f1(truth, predicted):
-    return 2 * (truth & predicted).sum() / (truth.sum() + predicted.sum())
+def f1(truth, predictions):
+    return 2 * (truth & predictions).sum() / (truth.sum() + predictions.sum())

@@ -11,19 +11,19 @@ WIDTH = 64
 
 def rows(number: int, *, seed: int, away: float = 0.0) -> np.ndarray:
     """Spread along eight directions of many, and a little along all."""
-    made = np.random.default_rng(0).normal(size=(8, WIDTH))
-    found = np.random.default_rng(seed)
-    return found.normal(size=(number, 8)) @ made + 0.1 * found.normal(size=(number, WIDTH)) + away
+    axes = np.random.default_rng(0).normal(size=(8, WIDTH))
+    cloud = np.random.default_rng(seed)
+    return cloud.normal(size=(number, 8)) @ axes + 0.1 * cloud.normal(size=(number, WIDTH)) + away
 
 
-def fitted(number: int = 200) -> Cloud:
-    found = Cloud.fit(rows(number, seed=1))
-    assert found is not None
-    return found
+def fit(number: int = 200) -> Cloud:
+    cloud = Cloud.fit(rows(number, seed=1))
+    assert cloud is not None
+    return cloud
 
 
 def test_fresh_rows_like_its_own_lie_within_the_limit_and_others_beyond() -> None:
-    cloud = fitted()
+    cloud = fit()
     fresh = cloud.distances(rows(2000, seed=2))
     assert (fresh > cloud.limit).mean() < 0.04
     assert fresh.mean() == pytest.approx(1, abs=0.3)
@@ -31,7 +31,7 @@ def test_fresh_rows_like_its_own_lie_within_the_limit_and_others_beyond() -> Non
 
 
 def test_the_limit_is_above_what_the_rows_it_was_made_of_would_say() -> None:
-    cloud = fitted(60)
+    cloud = fit(60)
     assert cloud.limit > np.quantile(cloud.distances(rows(60, seed=1)), 0.99)
 
 
@@ -45,7 +45,7 @@ def test_few_rows_make_no_cloud_and_rows_that_are_all_the_same_make_one() -> Non
 
 
 def test_a_cloud_is_the_same_after_it_was_stored() -> None:
-    cloud = fitted()
+    cloud = fit()
     again = Cloud.from_arrays(cloud.arrays())
     assert again.limit == pytest.approx(cloud.limit)
     np.testing.assert_allclose(
@@ -55,7 +55,7 @@ def test_a_cloud_is_the_same_after_it_was_stored() -> None:
 
 
 def test_of_many_rows_some_are_enough() -> None:
-    many, cloud = Cloud.fit(rows(5000, seed=1)), fitted(1000)
+    many, cloud = Cloud.fit(rows(5000, seed=1)), fit(1000)
     assert many is not None
     fresh = rows(500, seed=2)
     assert np.corrcoef(many.distances(fresh), cloud.distances(fresh))[0, 1] > 0.9

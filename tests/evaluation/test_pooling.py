@@ -16,8 +16,8 @@ def answers(share_right: float, *, rows: int = 200, seed: int = 0) -> LabelResul
     return LabelResults(truth, np.where(wrong[:, None], ~truth, truth), 0)
 
 
-def judged(name: str, found: LabelResults, validation: float) -> Contender:
-    test = float(found.values("f1_macro", np.ones((1, len(found.truth))))[0])
+def contender_of(name: str, result: LabelResults, validation: float) -> Contender:
+    test = float(result.values("f1_macro", np.ones((1, len(result.truth))))[0])
     entry = Entry(
         name,
         "trial",
@@ -26,14 +26,14 @@ def judged(name: str, found: LabelResults, validation: float) -> Contender:
         checkpoint=f"/{name}",
         num_parameters=10,
     )
-    return Contender(entry, found, found)
+    return Contender(entry, result, result)
 
 
 def test_one_seed_is_what_it_was() -> None:
     one, other = answers(0.9), answers(0.8, seed=1)
     assert pooling.interval([one], "f1_macro") == bootstrap.interval(one, "f1_macro")
     assert pooling.compare([one], [other], "f1_macro") == bootstrap.compare(one, other, "f1_macro")
-    single = judged("a", one, 0.9)
+    single = contender_of("a", one, 0.9)
     assert leaderboard.pool_seeds([single], "f1_macro") is single
 
 
@@ -54,9 +54,9 @@ def test_means_are_compared_on_the_same_rows() -> None:
         [answers(0.95, seed=seed) for seed in range(3)],
         [answers(0.7, seed=seed) for seed in (3, 4)],
     )
-    found = pooling.compare(good, poor, "f1_macro")
-    assert found.low > 0.15
-    assert found.difference == pytest.approx(
+    result = pooling.compare(good, poor, "f1_macro")
+    assert result.low > 0.15
+    assert result.difference == pytest.approx(
         np.mean(
             [
                 pooling.compare([one], [other], "f1_macro").difference
@@ -70,33 +70,33 @@ def test_means_are_compared_on_the_same_rows() -> None:
 
 def test_the_best_seed_on_validation_is_published_and_the_mean_is_told() -> None:
     seeds = [
-        judged("t", answers(0.9), 0.80),
-        judged("t-seed-1", answers(0.7, seed=1), 0.90),
-        judged("t-seed-2", answers(0.8, seed=2), 0.85),
+        contender_of("t", answers(0.9), 0.80),
+        contender_of("t-seed-1", answers(0.7, seed=1), 0.90),
+        contender_of("t-seed-2", answers(0.8, seed=2), 0.85),
     ]
-    found = leaderboard.pool_seeds(seeds, "f1_macro")
-    assert (found.entry.name, found.entry.checkpoint) == ("t", "/t-seed-1")
-    assert found.entry.validation["f1_macro"] == pytest.approx(0.85)
-    assert found.entry.test["f1_macro"] == pytest.approx(
+    result = leaderboard.pool_seeds(seeds, "f1_macro")
+    assert (result.entry.name, result.entry.checkpoint) == ("t", "/t-seed-1")
+    assert result.entry.validation["f1_macro"] == pytest.approx(0.85)
+    assert result.entry.test["f1_macro"] == pytest.approx(
         np.mean([seed.entry.test["f1_macro"] for seed in seeds])
     )
-    assert found.entry.seeds is not None
-    assert found.entry.seeds.published == "t-seed-1"
-    assert len(found.all) == 3
-    other = judged("other", answers(0.9, seed=7), 0.84)
+    assert result.entry.seeds is not None
+    assert result.entry.seeds.published == "t-seed-1"
+    assert len(result.all) == 3
+    other = contender_of("other", answers(0.9, seed=7), 0.84)
     board = leaderboard.conclude(
-        "s", "f1_macro", [seeds[0].entry, other.entry], [found, other], [], 1
+        "s", "f1_macro", [seeds[0].entry, other.entry], [result, other], [], 1
     )
     assert (board.winner, board.runner_up) == ("t", "other")
 
 
 def test_a_row_that_several_folds_answered_is_drawn_once() -> None:
     one = answers(0.8)
-    doubled = LabelResults(
+    twice = LabelResults(
         np.tile(one.truth, (2, 1)), np.tile(one.predictions, (2, 1)), 0, np.tile(np.arange(200), 2)
     )
-    assert bootstrap.num_rows(doubled) == 200
-    once, twice = bootstrap.interval(one, "f1_macro"), bootstrap.interval(doubled, "f1_macro")
-    assert (twice.low, twice.high) == pytest.approx((once.low, once.high))
-    unaware = bootstrap.interval(LabelResults(doubled.truth, doubled.predictions, 0), "f1_macro")
+    assert bootstrap.num_rows(twice) == 200
+    once, of_twice = bootstrap.interval(one, "f1_macro"), bootstrap.interval(twice, "f1_macro")
+    assert (of_twice.low, of_twice.high) == pytest.approx((once.low, once.high))
+    unaware = bootstrap.interval(LabelResults(twice.truth, twice.predictions, 0), "f1_macro")
     assert unaware.high - unaware.low < 0.8 * (once.high - once.low)

@@ -32,11 +32,11 @@ def both_of_them(sums: Sums) -> np.ndarray:
 
 def draw(seed: int, num: int = 80) -> Tallies:
     rng = np.random.default_rng(seed)
-    true, said = rng.integers(0, 5, num), rng.integers(0, 5, num)
+    true, answer = rng.integers(0, 5, num), rng.integers(0, 5, num)
     counts = {
         "true": true,
-        "said": said,
-        "both": np.minimum(true, said),
+        "said": answer,
+        "both": np.minimum(true, answer),
         "overlap": rng.random(num),
         "rows": np.ones(num),
     }
@@ -50,9 +50,9 @@ def draw(seed: int, num: int = 80) -> Tallies:
 
 def by_hand(answers: Tallies, rows: np.ndarray) -> dict[str, float]:
     """The figures of a list of rows, one scoring each."""
-    held = {name: column[rows] for name, column in answers.counts.items()}
-    micro = 2 * held["both"].sum() / (held["true"].sum() + held["said"].sum())
-    overlap = held["overlap"].mean()
+    counts = {name: column[rows] for name, column in answers.counts.items()}
+    micro = 2 * counts["both"].sum() / (counts["true"].sum() + counts["said"].sum())
+    overlap = counts["overlap"].mean()
     return {
         "f1_micro": micro,
         "overlap": overlap,
@@ -65,12 +65,12 @@ def test_the_interval_is_that_of_a_bootstrap_made_by_hand(metric: str) -> None:
     answers = draw(0)
     assert value(answers, metric) == pytest.approx(by_hand(answers, np.arange(80))[metric])
     rng = np.random.default_rng(0)
-    drawn = [
+    values = [
         by_hand(answers, np.repeat(np.arange(80), rng.multinomial(80, np.full(80, 1 / 80))))[metric]
         for _ in range(500)
     ]
-    found = interval(answers, metric, num_resamples=500)
-    assert (found.low, found.high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]))
+    result = interval(answers, metric, num_resamples=500)
+    assert (result.low, result.high) == pytest.approx(np.quantile(values, [0.025, 0.975]))
 
 
 def test_paired_answers_are_compared_on_the_same_resamples() -> None:
@@ -78,11 +78,11 @@ def test_paired_answers_are_compared_on_the_same_resamples() -> None:
     worse = Tallies(
         first.ids, {**first.counts, "overlap": first.counts["overlap"] - 0.05}, first.figures
     )
-    found = compare(first, worse, "overlap")
-    assert (found.difference, found.low, found.high) == pytest.approx(
+    result = compare(first, worse, "overlap")
+    assert (result.difference, result.low, result.high) == pytest.approx(
         (0.05, 0.05, 0.05)
     )  # what is hard for both cancels out
-    assert not found.is_tie
+    assert not result.is_tie
     assert pooling.compare([first, first], [worse], "overlap").difference == pytest.approx(0.05)
     with pytest.raises(ConfigError, match="two predictions of the same rows"):
         compare(
@@ -99,9 +99,9 @@ def test_rows_answered_twice_are_drawn_together() -> None:
     )
     aware = twice.in_units(np.tile(np.arange(80), 2))
     assert num_rows(aware) == 80
-    found, expected = interval(aware, "overlap"), interval(one, "overlap")
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-    assert interval(twice, "overlap").low > found.low + 0.01
+    result, other = interval(aware, "overlap"), interval(one, "overlap")
+    assert (result.low, result.high) == pytest.approx((other.low, other.high))
+    assert interval(twice, "overlap").low > result.low + 0.01
 
 
 def test_a_figure_that_all_rows_agree_on_is_as_sure_as_the_rows_it_is_about() -> None:

@@ -19,20 +19,20 @@ def draw(
     return truth, powers / powers.sum(axis=1, keepdims=True)
 
 
-def macro(truth: np.ndarray, predicted: np.ndarray) -> float:
-    return float(f1_score(truth, predicted, average="macro"))
+def macro(truth: np.ndarray, predictions: np.ndarray) -> float:
+    return float(f1_score(truth, predictions, average="macro"))
 
 
 def test_thresholds_give_back_what_a_model_that_leans_to_one_class_lost() -> None:
     rng = np.random.default_rng(0)
     truth, probabilities = draw(rng, 400, [0.6, 0.2, 0.2], pull=2.0)
-    found = thresholds.fit_thresholds(truth, probabilities)
-    assert found is not None
-    assert sum(found) == pytest.approx(1)
-    assert found[0] > max(found[1:])
+    limits = thresholds.fit_thresholds(truth, probabilities)
+    assert limits is not None
+    assert sum(limits) == pytest.approx(1)
+    assert limits[0] > max(limits[1:])
     fresh, unseen = draw(rng, 20_000, [0.6, 0.2, 0.2], pull=2.0)
     assert (
-        macro(fresh, thresholds.decide(unseen, np.array(found)))
+        macro(fresh, thresholds.decide(unseen, np.array(limits)))
         > macro(fresh, unseen.argmax(axis=1)) + 0.03
     )
 
@@ -44,13 +44,13 @@ def test_where_there_is_nothing_to_gain_few_rows_do_not_overfit(num_rows: int) -
     rng = np.random.default_rng(1)
     fresh, unseen = draw(rng, 20_000, [0.34, 0.33, 0.33], pull=0.0)
     own = macro(fresh, unseen.argmax(axis=1))
-    guarded, bare, kept = [], [], 0
+    with_guard, bare, num_limits = [], [], 0
     for _ in range(25):
         truth, probabilities = draw(rng, num_rows, [0.34, 0.33, 0.33], pull=0.0)
-        found = thresholds.fit_thresholds(truth, probabilities)
-        kept += found is not None
-        guarded.append(
-            own if found is None else macro(fresh, thresholds.decide(unseen, np.array(found)))
+        limits = thresholds.fit_thresholds(truth, probabilities)
+        num_limits += limits is not None
+        with_guard.append(
+            own if limits is None else macro(fresh, thresholds.decide(unseen, np.array(limits)))
         )
         bare.append(
             macro(
@@ -58,9 +58,9 @@ def test_where_there_is_nothing_to_gain_few_rows_do_not_overfit(num_rows: int) -
                 thresholds.decide(unseen, thresholds.search_thresholds(truth, probabilities)),
             )
         )
-    assert kept <= 4
-    assert np.mean(guarded) > own - 0.003
-    assert np.mean(guarded) >= np.mean(bare)
+    assert num_limits <= 4
+    assert np.mean(with_guard) > own - 0.003
+    assert np.mean(with_guard) >= np.mean(bare)
 
 
 @pytest.mark.parametrize("lean", [0.0, -2.0])
@@ -87,8 +87,8 @@ def test_a_threshold_for_each_label_gains_on_fresh_rows_however_few_it_is_fitted
             for row, one in enumerate(1 / (1 + np.exp(-logits - lean)))
         ], examples
 
-    def f1(decided: Task, predictions: list[Prediction], examples: list[Example]) -> float:
-        return decided.score(decided.decide(predictions), examples).values["f1_macro"]
+    def f1(fitted_task: Task, predictions: list[Prediction], examples: list[Example]) -> float:
+        return fitted_task.score(fitted_task.decide(predictions), examples).values["f1_macro"]
 
     fresh = rows(4000)
     gains = [f1(task.tune(*rows(num_rows)), *fresh) - f1(task, *fresh) for _ in range(20)]
@@ -98,9 +98,9 @@ def test_a_threshold_for_each_label_gains_on_fresh_rows_however_few_it_is_fitted
 def test_a_label_that_no_validation_row_has_keeps_its_half() -> None:
     task = Task(Options(name="classification", multi_label=True), ("a", "b"))
     predictions = [Prediction("0", (), (0.2, 0.2)), Prediction("1", (), (0.1, 0.1))]
-    tuned = task.tune(predictions, [Example("0", "", ("a",)), Example("1", "")])
-    assert tuned.thresholds is not None
-    assert (tuned.thresholds[0] < 0.2, tuned.thresholds[1]) == (True, 0.5)
+    task_with_limits = task.tune(predictions, [Example("0", "", ("a",)), Example("1", "")])
+    assert task_with_limits.thresholds is not None
+    assert (task_with_limits.thresholds[0] < 0.2, task_with_limits.thresholds[1]) == (True, 0.5)
 
 
 def test_equal_thresholds_mean_the_most_probable_class_and_of_two_labels_it_is_a_threshold() -> (

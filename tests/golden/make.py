@@ -39,7 +39,7 @@ VARYING = (
     "weight_hash",
 )
 # Numbers below these keys of a checkpoint are figures of a trained model, or of this machine.
-MEASURED = (
+MEASUREMENTS = (
     "confusion",
     "metrics",
     "outputs",
@@ -95,7 +95,7 @@ def _run(folder: Path) -> dict[str, str]:
                 {record.trial: run.history(record.trial) for record in run.records()}
             )
         ),
-        "analysis.json": _indented((run.folder / "analysis.json").read_bytes()),
+        "analysis.json": _indent((run.folder / "analysis.json").read_bytes()),
         "trial.json": (run.trial_dir(board.winner) / "trial.json").read_text(encoding="utf-8"),
         "trial-failed.json": (run.trial_dir("small-encoder-003") / "trial.json").read_text(
             encoding="utf-8"
@@ -143,16 +143,16 @@ def _release(folder: Path) -> dict[str, str]:
     )
     registry.point("cancer", "best", release.record.version)
     below = folder / "registry" / "releases" / "cancer"
-    stored = {
+    paths = {
         "release.json": below / "1.json",
         "alias-move.json": below / "aliases" / "best" / "1.json",
     }
     assert sorted(path.relative_to(below) for path in below.rglob("*.json")) == sorted(
-        path.relative_to(below) for path in stored.values()
+        path.relative_to(below) for path in paths.values()
     )
     return {
-        name: _indented(path.read_bytes(), lambda value: _neutral(value, ["probabilities"]))
-        for name, path in stored.items()
+        name: _indent(path.read_bytes(), lambda value: _neutral(value, ["probabilities"]))
+        for name, path in paths.items()
     }
 
 
@@ -165,10 +165,10 @@ def _checkpoints() -> dict[str, str]:
         ("choice", tiny.checkpoint("choice")),
     ):
         for name in ("manifest.json", "metrics.json", "audit.json", "adapter_config.json"):
-            texts[f"{task}-{name}"] = _indented((folder / name).read_bytes(), _of_checkpoint)
+            texts[f"{task}-{name}"] = _indent((folder / name).read_bytes(), _of_checkpoint)
         first = (folder / "predictions.jsonl").read_bytes().splitlines()[0]
-        texts[f"{task}-prediction.json"] = _indented(first, _of_checkpoint)
-        texts[f"{task}-history.json"] = _indented(
+        texts[f"{task}-prediction.json"] = _indent(first, _of_checkpoint)
+        texts[f"{task}-history.json"] = _indent(
             (folder.parents[1] / "history.json").read_bytes(), _of_checkpoint
         )
         place = str(folder.parents[2])  # where the test data, the base model and the trial are
@@ -231,24 +231,25 @@ def _answer(text: str) -> Any:
     return [event if event == "[DONE]" else _neutral(json.loads(event)) for event in events]
 
 
-def _indented(raw: bytes, change: Callable[[Any], Any] = lambda value: value) -> str:
+def _indent(raw: bytes, change: Callable[[Any], Any] = lambda value: value) -> str:
     return json.dumps(change(json.loads(raw)), indent=1, ensure_ascii=False) + "\n"
 
 
 def _of_checkpoint(value: Any) -> Any:
-    return _neutral(value, MEASURED)
+    return _neutral(value, MEASUREMENTS)
 
 
-def _neutral(value: Any, measured: Collection[str] = (), is_measured: bool = False) -> Any:
+def _neutral(value: Any, measurements: Collection[str] = (), is_measured: bool = False) -> Any:
     """The value with a word in angle brackets for what varies: its keys, its types and its plain
     values stay."""
     if isinstance(value, dict):
         return {
-            key: _replaced(key, inner) or _neutral(inner, measured, is_measured or key in measured)
+            key: _replace(key, inner)
+            or _neutral(inner, measurements, is_measured or key in measurements)
             for key, inner in value.items()
         }
     if isinstance(value, list):
-        return [_neutral(inner, measured, is_measured) for inner in value]
+        return [_neutral(inner, measurements, is_measured) for inner in value]
     if isinstance(value, str):
         return re.sub(r"^(cmpl|chatcmpl)-.*", r"\1-<number>", value)
     if is_measured and isinstance(value, int | float) and not isinstance(value, bool):
@@ -256,7 +257,7 @@ def _neutral(value: Any, measured: Collection[str] = (), is_measured: bool = Fal
     return float(_short(value)) if isinstance(value, float) else value
 
 
-def _replaced(key: str, value: Any) -> Any:
+def _replace(key: str, value: Any) -> Any:
     """What stands for the value of a key that varies; nothing for another key."""
     if key == "versions":
         return dict.fromkeys(value, "<version>")

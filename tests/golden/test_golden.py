@@ -1,4 +1,4 @@
-"""Formats on disk and bodies on the wire are as they were stored: a difference is shown, and is
+"""Formats on disk and bodies on the wire are as they were stored: a difference is text, and is
 accepted by the command that stores them anew."""
 
 import difflib
@@ -14,7 +14,7 @@ def current() -> dict[str, str]:
     return documents()
 
 
-def stored() -> list[str]:
+def file_names() -> list[str]:
     return sorted(path.name for path in FILES.iterdir())
 
 
@@ -30,20 +30,20 @@ def difference(name: str, old: str, new: str) -> str:
             n=2,
         )
     )
-    shown = [line if len(line) <= 200 else f"{line[:200]}…" for line in lines[:MOST_LINES]]
+    text = [line if len(line) <= 200 else f"{line[:200]}…" for line in lines[:MOST_LINES]]
     return "\n".join(
         [
-            *shown,
+            *text,
             *([f"… and {len(lines) - MOST_LINES} more lines"] if len(lines) > MOST_LINES else []),
         ]
     )
 
 
 def test_each_golden_file_is_made_and_each_document_is_stored(current: dict[str, str]) -> None:
-    assert stored() == sorted(current), f"`{COMMAND}` stores them anew"
+    assert file_names() == sorted(current), f"`{COMMAND}` stores them anew"
 
 
-@pytest.mark.parametrize("name", stored())
+@pytest.mark.parametrize("name", file_names())
 def test_what_is_written_and_answered_is_as_it_was_stored(
     name: str, current: dict[str, str]
 ) -> None:

@@ -42,13 +42,13 @@ def test_a_report_that_asked_for_something_would_be_seen(
 ) -> None:
     """The test above can fail: a script and an image are refused by the page's own policy, and that
     is a complaint."""
-    spoiled = tmp_path / "spoiled.html"
-    spoiled.write_text(
+    page_with_error = tmp_path / "spoiled.html"
+    page_with_error.write_text(
         report.read_text().replace(
             "</main>", "<script>alert(1)</script><img src='http://127.0.0.1:9/x.png'></main>"
         )
     )
-    tab = open_tab(chromium, spoiled.as_uri())
+    tab = open_tab(chromium, page_with_error.as_uri())
     assert len(tab.complaints) >= 2
     bare = tmp_path / "bare.html"
     bare.write_text(

@@ -15,7 +15,7 @@ from medray.reports.study_data import gather
 from medray.study import preflight
 
 
-class Refused(Exception):
+class ServerError(Exception):
     """Stands for MLflow's own exception."""
 
 
@@ -39,33 +39,35 @@ class Client:
 
     def get_experiment_by_name(self, name: str) -> Any:
         if not self.server.is_up:
-            raise Refused("no answer\nand a long traceback")
+            raise ServerError("no answer\nand a long traceback")
         return SimpleNamespace(experiment_id=name)
 
-    def create_run(self, experiment: str, **given: Any) -> Any:
+    def create_run(self, experiment: str, **arguments: Any) -> Any:
         name = f"r{len(self.server.runs)}"
         self.server.runs[name] = {
-            "tags": dict(given.get("tags", {})),
+            "tags": dict(arguments.get("tags", {})),
             "params": {},
             "metrics": [],
             "files": [],
-            "name": given["run_name"],
+            "name": arguments["run_name"],
         }
         return SimpleNamespace(info=SimpleNamespace(run_id=name, artifact_uri=f"artifacts/{name}"))
 
     def search_runs(
         self, experiments: list[str], filter_string: str, max_results: int
     ) -> list[Any]:
-        wanted = {}
+        conditions = {}
         for part in filter_string.split(" and "):
             name, _, value = part.partition(" = ")
-            wanted[name.removeprefix("tags.").strip("`")] = value.strip("'")
-        found = [
-            name for name, run in self.server.runs.items() if wanted.items() <= run["tags"].items()
+            conditions[name.removeprefix("tags.").strip("`")] = value.strip("'")
+        matches = [
+            name
+            for name, run in self.server.runs.items()
+            if conditions.items() <= run["tags"].items()
         ]
         return [
             SimpleNamespace(info=SimpleNamespace(run_id=name, artifact_uri=f"artifacts/{name}"))
-            for name in found[:max_results]
+            for name in matches[:max_results]
         ]
 
     def log_batch(self, run: str, metrics: Any = (), params: Any = ()) -> None:
@@ -93,9 +95,9 @@ class Client:
     def search_model_versions(self, filter_string: str) -> list[Any]:
         return [
             version
-            for name, held in self.server.models.items()
+            for name, model in self.server.models.items()
             if f"'{name}'" in filter_string
-            for version in held
+            for version in model
         ]
 
     def create_model_version(self, name: str, source: str, run: str, tags: dict[str, str]) -> Any:
@@ -121,7 +123,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     root.MlflowClient = Client  # type: ignore[attr-defined]
     entities.Metric = lambda key, value, at, step: (key, value, step)  # type: ignore[attr-defined]
     entities.Param = lambda key, value: (key, value)  # type: ignore[attr-defined]
-    exceptions.MlflowException = Refused  # type: ignore[attr-defined]
+    exceptions.MlflowException = ServerError  # type: ignore[attr-defined]
     for module in (root, entities, exceptions):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     return Client.server
@@ -140,13 +142,13 @@ def test_a_study_its_trials_and_its_release_are_logged_once(server: Server, tmp_
     assert server.runs[parent]["files"] == ["leaderboard.json"]
     assert ("test/f1_binary", best.test["f1_binary"], 0) in server.runs[parent]["metrics"]
     for record in run.records():
-        (logged,) = (held for held in server.runs.values() if held["name"] == record.trial)
-        assert logged["tags"]["mlflow.parentRunId"] == parent
-        assert logged["params"]["lora.r"] == str(record.settings["lora.r"])
-        assert logged["status"] == ("FAILED" if record.status == "failed" else "FINISHED")
+        (trial_run,) = (run for run in server.runs.values() if run["name"] == record.trial)
+        assert trial_run["tags"]["mlflow.parentRunId"] == parent
+        assert trial_run["params"]["lora.r"] == str(record.settings["lora.r"])
+        assert trial_run["status"] == ("FAILED" if record.status == "failed" else "FINISHED")
         curve = [
             (step, value)
-            for name, value, step in logged["metrics"]
+            for name, value, step in trial_run["metrics"]
             if name == "validation/f1_binary"
         ]
         assert curve == [(row.step, row.metrics["f1_binary"]) for row in run.history(record.trial)]
@@ -172,15 +174,15 @@ def test_the_report_command_logs_a_run_of_before(
     assert set(server.runs["r0"]["files"]) == {"report.html", "leaderboard.json", "study.yaml"}
 
 
-def test_mlflow_that_is_asked_for_and_absent_is_told_before_anything_starts(
+def test_a_study_that_logs_to_a_missing_mlflow_fails_before_it_starts(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(preflight.util, "find_spec", lambda name: None)
-    asked = run_files.study(tmp_path, mlflow={"tracking_uri": "sqlite:///x.db"})
+    study = run_files.study(tmp_path, mlflow={"tracking_uri": "sqlite:///x.db"})
     with pytest.raises(
         ConfigError, match=r"MLflow is not installed; pip install 'medray\[mlflow\]'"
     ):
-        preflight.check(asked)
+        preflight.check(study)
 
 
 def test_the_environment_says_where_mlflow_is_unless_the_study_does(

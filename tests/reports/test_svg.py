@@ -73,11 +73,11 @@ def test_spans_of_equal_values_have_a_length() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"),
+    ("value", "text"),
     [(0.0005, "5e-4"), (0.25, "0.25"), (1500, "1,500"), (2e7, "20 M"), (7e9, "7 G"), (0, "0")],
 )
-def test_ticks_are_short(value: float, shown: str) -> None:
-    assert tick(value) == shown
+def test_ticks_are_short(value: float, text: str) -> None:
+    assert tick(value) == text
 
 
 def test_a_name_that_does_not_fit_keeps_both_ends() -> None:
@@ -90,7 +90,7 @@ def test_a_name_that_does_not_fit_keeps_both_ends() -> None:
 def test_every_kind_of_chart_is_svg_that_stands_alone_inside_its_own_frame() -> None:
     bins = [ReliabilityPoint(0.95, 0.9, 100, 0.9, 1.0), ReliabilityPoint(0.55, 0.4, 3, 0.5, 0.6)]
     bars = [Bar("<one>", 0.9, 0.8, 0.95, other=0.91, text="0.9"), Bar("two", None)]
-    drawn = [
+    drawings = [
         *(intervals("t", "s", bars, width=width) for width in (328, 820)),
         lines(
             "t",
@@ -110,10 +110,10 @@ def test_every_kind_of_chart_is_svg_that_stands_alone_inside_its_own_frame() -> 
         cells("t", "s", [str(at) for at in range(12)], [[at] * 12 for at in range(12)]),
         reliability("t", "s", bins),
     ]
-    for made in drawn:
-        root = ElementTree.fromstring(made.svg(standalone=True))
+    for drawing in drawings:
+        root = ElementTree.fromstring(drawing.svg(standalone=True))
         assert root.tag == f"{SVG}svg"
-        assert "var(" not in made.svg(standalone=True)
+        assert "var(" not in drawing.svg(standalone=True)
         left, top, width, height = map(float, (root.get("viewBox") or "").split())
         for mark in root.iter():
             for name, low, size in (
@@ -128,9 +128,9 @@ def test_every_kind_of_chart_is_svg_that_stands_alone_inside_its_own_frame() -> 
 
 
 def test_what_xml_cannot_hold_is_left_out() -> None:
-    made = Drawing("a\x00b\ud800", "\x1b", 10, 10)
-    made.text((0, 5), "x\x07y")
-    assert "".join(ElementTree.fromstring(made.svg(standalone=True)).itertext()).endswith("xy")
+    drawing = Drawing("a\x00b\ud800", "\x1b", 10, 10)
+    drawing.text((0, 5), "x\x07y")
+    assert "".join(ElementTree.fromstring(drawing.svg(standalone=True)).itertext()).endswith("xy")
 
 
 def test_png_without_its_extra_is_one_clear_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +139,7 @@ def test_png_without_its_extra_is_one_clear_sentence(monkeypatch: pytest.MonkeyP
         html_report.png("<svg/>")
 
 
-def test_png_without_a_font_is_told_instead_of_drawn_without_words(
+def test_png_without_a_font_is_an_error_instead_of_a_chart_without_words(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     blind = ModuleType("resvg_py")
@@ -151,6 +151,6 @@ def test_png_without_a_font_is_told_instead_of_drawn_without_words(
 
 def test_png_is_drawn_where_its_extra_is_installed() -> None:
     pytest.importorskip("resvg_py", reason="the extra `plots` is not installed")
-    made = Drawing("t", "s", 40, 20)
-    made.box((0, 0), 40, 20, "fill s0")
-    assert html_report.png(made.svg(standalone=True)).startswith(b"\x89PNG")
+    drawing = Drawing("t", "s", 40, 20)
+    drawing.box((0, 0), 40, 20, "fill s0")
+    assert html_report.png(drawing.svg(standalone=True)).startswith(b"\x89PNG")

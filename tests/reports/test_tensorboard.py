@@ -27,43 +27,43 @@ def values(folder: Path) -> Iterator[tuple[int, Any]]:
 def test_every_trial_has_its_curve_and_its_settings(tmp_path: Path) -> None:
     from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
-    held = run_files.trials(num_each=2, num_failed=1)
+    trials = run_files.trials(num_each=2, num_failed=1)
     with TensorBoard(tmp_path, "f1_binary") as board:
-        for record, history in held:
+        for record, history in trials:
             board.on_trial_start(record)
             for line in history:
                 board.on_trial_report(record, line)
             board.on_trial_end(record)
-    for record, history in held:
-        found = list(values(tmp_path / "tensorboard" / record.trial))
+    for record, history in trials:
+        points = list(values(tmp_path / "tensorboard" / record.trial))
         curve = [
             (step, value.simple_value)
-            for step, value in found
+            for step, value in points
             if value.tag == "validation/f1_binary"
         ]
         assert curve == [(line.step, pytest.approx(line.metrics["f1_binary"])) for line in history]
-        best = [value.simple_value for _, value in found if value.tag == "best/f1_binary"]
-        losses = [value.simple_value for _, value in found if value.tag == "training/loss"]
+        best = [value.simple_value for _, value in points if value.tag == "best/f1_binary"]
+        losses = [value.simple_value for _, value in points if value.tag == "training/loss"]
         assert losses == [pytest.approx(line.train_loss) for line in history]
         assert best == [
             pytest.approx(max(other.metrics["f1_binary"] for other in history[: at + 1]))
             for at, _ in enumerate(history)
         ]
         if history:
-            told = [
+            sessions = [
                 HParamsPluginData.FromString(value.metadata.plugin_data.content)
-                for _, value in found
+                for _, value in points
                 if value.tag.startswith("_hparams_")
             ]
             assert (
-                dict(told[0].session_start_info.hparams)["lora.r"].number_value
+                dict(sessions[0].session_start_info.hparams)["lora.r"].number_value
                 == record.settings["lora.r"]
             )
             assert (
-                dict(told[0].session_start_info.hparams)["base_model"].string_value
+                dict(sessions[0].session_start_info.hparams)["base_model"].string_value
                 == record.base_model
             )
-            assert told[1].session_end_info.status == 1
+            assert sessions[1].session_end_info.status == 1
 
 
 def test_a_figure_that_is_no_number_is_left_out_of_the_curve(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ class Model:
     """An engine that knows scores by heart, and says what it is told to."""
 
     def __init__(self, scores=None, texts=()):
-        self.tokenizer, self.scores, self.texts, self.asked = (
+        self.tokenizer, self.scores, self.texts, self.requests = (
             tiny.tokenizer("llama"),
             scores,
             texts,
@@ -34,11 +34,11 @@ class Model:
         )
 
     def score(self, prompts, continuations):
-        self.asked.append((prompts, continuations))
+        self.requests.append((prompts, continuations))
         return np.array(self.scores, dtype=np.float32)
 
     def generate(self, prompts, sampling):
-        self.asked.append((prompts, sampling))
+        self.requests.append((prompts, sampling))
         for index, text in enumerate(self.texts):
             yield Chunk(index, text[:3])
             yield Chunk(index, text[3:], "stop")
@@ -74,22 +74,22 @@ def test_a_row_is_prompt_answer_and_end_of_sequence():
         (*ids_of("study of the tumour was fever"), EOS),
     ]
     assert [row.target for row in rows] == [(1, 3), (0, 2)]
-    (open_ended,) = task.encode([Example("a", "the tumour")], tiny.tokenizer("llama"))
-    assert (open_ended.tokens, open_ended.target) == (ids_of("study of the tumour was"), ())
+    (row,) = task.encode([Example("a", "the tumour")], tiny.tokenizer("llama"))
+    assert (row.tokens, row.target) == (ids_of("study of the tumour was"), ())
 
 
 @pytest.mark.parametrize(
-    ("keep", "kept"), [("start", "tumour cell"), ("end", "lung airway"), ("both", "tumour airway")]
+    ("keep", "part"), [("start", "tumour cell"), ("end", "lung airway"), ("both", "tumour airway")]
 )
 @pytest.mark.document("004", "texts are cut at 512 tokens", where="`task.max_length`")
-def test_the_text_is_cut_where_the_task_says_and_nothing_else(keep, kept):
+def test_the_text_is_cut_where_the_task_says_and_nothing_else(keep, part):
     task = task_of(prompt="study of {text} was", answer=" {label}", max_length=8, keep=keep)
     text = "tumour cell growth stage nodes lung airway"
     first, second, third = task.encode(examples_of(LABELS, text), tiny.tokenizer("llama"))
-    assert second.tokens == (*ids_of(f"study of {kept} was heart failure"), EOS)
+    assert second.tokens == (*ids_of(f"study of {part} was heart failure"), EOS)
     assert len(second.tokens) == 8
     assert first.tokens == (
-        *ids_of(f"study of {kept} was fever"),
+        *ids_of(f"study of {part} was fever"),
         EOS,
     )  # the same prompt whatever the answer
     assert all(row.truncated for row in (first, second, third))
@@ -124,8 +124,8 @@ def test_labels_that_no_tokens_tell_apart_are_refused():
     begins = task_of(["renal", "renal failure"], positive_label="renal", end_of_sequence=False)
     with pytest.raises(ConfigError, match="'renal' is the beginning of 'renal failure'"):
         begins.encode(examples_of(["renal"]), tiny.tokenizer("llama"))
-    told = task_of(["renal", "renal failure"], positive_label="renal")
-    assert told.encode(examples_of(["renal"]), tiny.tokenizer("llama"))[0].tokens[-1] == EOS
+    task = task_of(["renal", "renal failure"], positive_label="renal")
+    assert task.encode(examples_of(["renal"]), tiny.tokenizer("llama"))[0].tokens[-1] == EOS
 
 
 def test_every_answer_token_weighs_what_its_class_does():
@@ -138,8 +138,8 @@ def test_every_answer_token_weighs_what_its_class_does():
         3,
         3,
     ]
-    balanced = task_of(class_weights="balanced").loss(targets, rows).weights / [2, 3, 3, 3]
-    assert balanced[0] == pytest.approx(balanced[1:].sum())
+    weights = task_of(class_weights="balanced").loss(targets, rows).weights / [2, 3, 3, 3]
+    assert weights[0] == pytest.approx(weights[1:].sum())
 
 
 # answers
@@ -147,17 +147,17 @@ def test_every_answer_token_weighs_what_its_class_does():
 
 def test_probabilities_are_the_softmax_of_the_scores_in_the_order_of_the_labels():
     (row,) = task_of().predict(Model([[-2.0, -1.0, -4.0]]), examples_of(["fever"]))
-    expected = np.exp([-2.0, -1.0, -4.0]) / np.exp([-2.0, -1.0, -4.0]).sum()
-    assert row.probabilities == pytest.approx(expected)
+    probabilities = np.exp([-2.0, -1.0, -4.0]) / np.exp([-2.0, -1.0, -4.0]).sum()
+    assert row.probabilities == pytest.approx(probabilities)
     assert row.labels == ("heart failure",)
 
 
 def test_scores_are_compared_by_their_mean_token_where_asked():
     plain, mean = (
-        task_of(length_normalisation=asked).predict(
+        task_of(length_normalisation=is_on).predict(
             Model([[-2.0, -2.4, -9.0]]), examples_of(["fever"])
         )[0]
-        for asked in (False, True)
+        for is_on in (False, True)
     )
     assert (plain.labels, mean.labels) == (("fever",), ("heart failure",))
 
@@ -168,7 +168,7 @@ def test_what_a_label_scores_without_content_is_subtracted_where_asked():
         model, examples_of(["fever"])
     )
     assert row.labels == ("heart failure",)
-    assert model.asked[0][0] == [ids_of("the tumour was"), ids_of("no was")]
+    assert model.requests[0][0] == [ids_of("the tumour was"), ids_of("no was")]
 
 
 @pytest.mark.document(
@@ -184,18 +184,18 @@ def test_generated_text_is_read_and_what_names_no_label_is_counted():
     predictions = task.predict(model, examples)
     assert [row.labels for row in predictions] == [("heart failure",), (), ("fever",)]
     assert task.decide(predictions) == predictions
-    assert model.asked[0][1] == Sampling(max_tokens=3)
-    found = task.score(predictions, examples)
-    assert found.values["parse_failure_rate"] == pytest.approx(1 / 3)
-    assert found.values["accuracy"] == pytest.approx(1 / 3)
-    assert found.per_class["renal failure"] == {
+    assert model.requests[0][1] == Sampling(max_tokens=3)
+    result = task.score(predictions, examples)
+    assert result.values["parse_failure_rate"] == pytest.approx(1 / 3)
+    assert result.values["accuracy"] == pytest.approx(1 / 3)
+    assert result.per_class["renal failure"] == {
         "precision": 0,
         "recall": 0,
         "f1": 0,
         "support": 2,
         "auprc": pytest.approx(2 / 3),
     }
-    assert found.confusion == [[0, 0, 0], [0, 1, 0], [1, 0, 0]]
+    assert result.confusion == [[0, 0, 0], [0, 1, 0], [1, 0, 0]]
     assert not task.results(predictions, examples).predictions[1].any()
     assert (
         "parse_failure_rate" not in task_of().score(predictions, examples).values
@@ -227,9 +227,9 @@ def test_options_that_cannot_be_are_named():
         ({"answer": "yes"}, "must hold {label} once"),
         ({"decoding": "generate", "prior_correction": True}, "generated answers have no scores"),
     ]:
-        with pytest.raises(ValidationError) as found:
+        with pytest.raises(ValidationError) as result:
             Options(name="choice", **wrong)
-        assert sentence in str(found.value)
+        assert sentence in str(result.value)
     with pytest.raises(ConfigError, match="positive_label is missing"):
         task_of(["yes", "no"])
     with pytest.raises(ConfigError, match=r"task\.metric: 'f1'"):
@@ -255,13 +255,13 @@ def test_the_official_pubmedqa_figures_come_out_of_its_own_files(tmp_path: Path)
         str(pmid): str(answer)
         for pmid, answer in enumerate(rng.choice(names, 500, p=[0.55, 0.34, 0.11]))
     }
-    said = {
+    texts = {
         pmid: str(rng.choice(names)) if rng.random() < 0.4 else answer
         for pmid, answer in truth.items()
     }
     (tmp_path / "test_ground_truth.json").write_text(json.dumps(truth))
     read = read_ground_truth(str(tmp_path / "test_ground_truth.json"))
-    for answers in (said, dict.fromkeys(truth, "yes")):  # and where a label is never said
+    for answers in (texts, dict.fromkeys(truth, "yes")):  # and where a label is never said
         task = task_of(("maybe", "no", "yes"))
         examples = [Example(pmid, "q", (answer,)) for pmid, answer in read.items()]
         rows = [
@@ -272,12 +272,12 @@ def test_the_official_pubmedqa_figures_come_out_of_its_own_files(tmp_path: Path)
             )
             for pmid in read
         ]
-        found = task.score(rows, examples).values
+        result = task.score(rows, examples).values
         ids = list(truth)
-        assert found["accuracy"] == pytest.approx(
+        assert result["accuracy"] == pytest.approx(
             accuracy_score([truth[i] for i in ids], [answers[i] for i in ids])
         )
-        assert found["f1_macro"] == pytest.approx(
+        assert result["f1_macro"] == pytest.approx(
             f1_score([truth[i] for i in ids], [answers[i] for i in ids], average="macro")
         )
 

@@ -24,7 +24,7 @@ def task_of(labels=("cancer", "heart", "skin"), **options):
 def examples_of(labels, text="some text"):
     """One example per label or tuple of labels."""
     each = [(label,) if isinstance(label, str) else label for label in labels]
-    return [Example(f"row{n}", text, given, where=f"notes.txt:{n}") for n, given in enumerate(each)]
+    return [Example(f"row{n}", text, row, where=f"notes.txt:{n}") for n, row in enumerate(each)]
 
 
 def predictions_of(task, probabilities):
@@ -55,10 +55,10 @@ class Engine:
 
     def __init__(self, num_labels=3):
         self.table = np.random.default_rng(0).normal(size=(1000, num_labels)).astype(np.float32)
-        self.seen = []
+        self.inputs = []
 
     def logits(self, inputs):
-        self.seen += inputs
+        self.inputs += inputs
         return np.stack([self.table[list(tokens)].mean(axis=0) * 5 for tokens in inputs])
 
 
@@ -85,7 +85,7 @@ def test_two_labels_need_the_positive_one_named():
 @pytest.mark.parametrize("labels", [("a", "b"), ()])
 def test_a_row_without_exactly_one_label_is_named_by_its_line(labels):
     with pytest.raises(
-        DataError, match=r"notes\.txt:2: labels .*exactly one, unless task\.multi_label is true"
+        DataError, match=r"notes\.txt:2: .*exactly one, unless task\.multi_label is true"
     ):
         task_of(["cancer", "heart", labels])
 
@@ -121,9 +121,9 @@ def test_weights_of_unknown_classes_are_refused():
     ],
 )
 def test_options_that_exclude_each_other_are_both_named(options, names):
-    with pytest.raises(ValidationError) as caught:
+    with pytest.raises(ValidationError) as error:
         Options(name="classification", **options)
-    assert all(name in str(caught.value) for name in names)
+    assert all(name in str(error.value) for name in names)
 
 
 def test_a_task_is_restored_from_json_and_pickles():
@@ -233,8 +233,8 @@ def test_multi_label_probabilities_are_sigmoids_and_any_number_of_labels_is_an_a
 def test_the_windows_of_a_text_are_averaged_as_logits():
     task, engine = task_of(long_texts="windows", max_length=4, window_overlap=0), Engine()
     (answer,) = task.predict(engine, [Example("a", "one two three four")])
-    assert len(engine.seen) == 2
-    logits = np.mean([engine.logits([window])[0] for window in list(engine.seen)], axis=0)
+    assert len(engine.inputs) == 2
+    logits = np.mean([engine.logits([window])[0] for window in list(engine.inputs)], axis=0)
     assert answer.probabilities == pytest.approx(np.exp(logits) / np.exp(logits).sum(), rel=1e-5)
 
 
@@ -245,11 +245,11 @@ def test_nothing_to_predict_asks_the_engine_nothing():
 def test_thresholds_are_fitted_for_multi_label_and_then_decide():
     task = task_of([("a", "b")], multi_label=True)
     rows = examples_of([("a",), (), ("a", "b")])
-    given = predictions_of(task, [[0.4, 0.3], [0.2, 0.1], [0.6, 0.9]])
-    assert [row.labels for row in given] == [(), (), ("a", "b")]
-    tuned = task.tune(given, rows)
-    assert tuned.thresholds == pytest.approx((0.3, 0.5))
-    assert [row.labels for row in tuned.decide(given)] == [("a",), (), ("a", "b")]
+    labels = predictions_of(task, [[0.4, 0.3], [0.2, 0.1], [0.6, 0.9]])
+    assert [row.labels for row in labels] == [(), (), ("a", "b")]
+    task_with_limits = task.tune(labels, rows)
+    assert task_with_limits.thresholds == pytest.approx((0.3, 0.5))
+    assert [row.labels for row in task_with_limits.decide(labels)] == [("a",), (), ("a", "b")]
     assert task.thresholds is None
     assert task_of().tune([], []) == task_of()
 
@@ -258,29 +258,31 @@ def test_the_score_is_that_of_the_metrics_over_the_labels_of_the_task():
     task = task_of()
     rows = examples_of(["heart", "cancer", "cancer"])
     probabilities = [[0.2, 0.7, 0.1], [0.6, 0.2, 0.2], [0.1, 0.2, 0.7]]
-    found = task.score(predictions_of(task, probabilities), rows)
-    assert found == metrics.single_label(
+    result = task.score(predictions_of(task, probabilities), rows)
+    assert result == metrics.single_label(
         [1, 0, 0], probabilities, [1, 0, 2], ["cancer", "heart", "skin"], None
     )
-    with pytest.raises(DataError, match=r"notes\.txt:0: labels none"):
+    with pytest.raises(DataError, match=r"notes\.txt:0: the row has the labels none"):
         task.score(predictions_of(task, probabilities[:1]), examples_of([()]))
 
 
 def test_the_score_of_a_binary_task_is_about_the_positive_label():
     task = task_of(["no", "yes"], positive_label="no")
-    found = task.score(
+    result = task.score(
         predictions_of(task, [[0.9, 0.1], [0.6, 0.4], [0.3, 0.7]]),
         examples_of(["no", "yes", "yes"]),
     )
-    assert found.values["f1_binary"] == pytest.approx(2 / 3)
+    assert result.values["f1_binary"] == pytest.approx(2 / 3)
 
 
 def test_the_score_of_a_multi_label_task_counts_sets():
     task = task_of([("a", "b")], multi_label=True)
-    found = task.score(
+    result = task.score(
         predictions_of(task, [[0.9, 0.1], [0.6, 0.8]]), examples_of([("a",), ("b",)])
     )
-    assert (found.values["accuracy_subset"], found.values["f1_micro"]) == pytest.approx((0.5, 0.8))
+    assert (result.values["accuracy_subset"], result.values["f1_micro"]) == pytest.approx(
+        (0.5, 0.8)
+    )
 
 
 # HTTP
@@ -341,13 +343,16 @@ def test_class_thresholds_are_fitted_travel_and_decide_where_asked_for():
         for row, values in enumerate(probabilities.tolist())
     ]
     assert plain.tune(predictions, examples) is plain
-    asked = task_of(class_thresholds=True)
-    tuned = asked.tune(predictions, examples)
+    task = task_of(class_thresholds=True)
+    task_with_limits = task.tune(predictions, examples)
     f1 = [
-        task.score(task.decide(predictions), examples).values["f1_macro"] for task in (plain, tuned)
+        task.score(task.decide(predictions), examples).values["f1_macro"]
+        for task in (plain, task_with_limits)
     ]
     assert f1[1] > f1[0] + 0.03
-    again = type(tuned).restore(tuned.options, json.loads(json.dumps(tuned.state())))
-    assert again.decide(predictions) == tuned.decide(predictions)
+    again = type(task_with_limits).restore(
+        task_with_limits.options, json.loads(json.dumps(task_with_limits.state()))
+    )
+    assert again.decide(predictions) == task_with_limits.decide(predictions)
     with pytest.raises(ValidationError, match="a multi-label task always has a threshold"):
         task_of([("a", "b")], multi_label=True, class_thresholds=True)

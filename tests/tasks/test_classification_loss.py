@@ -15,20 +15,20 @@ from medray.types import Example
 def task_of(labels=(("cancer",), ("heart",), ("skin",)), **options):
     return Task.fit(
         Options(name="classification", **options),
-        [Example(str(n), "text", given) for n, given in enumerate(labels)],
+        [Example(str(n), "text", row) for n, row in enumerate(labels)],
     )
 
 
 def test_balanced_weights_are_those_of_scikit_learn_over_the_training_rows():
     classes = [0, 0, 0, 1, 2, 2]
-    found = (
+    weights = (
         task_of(class_weights="balanced")
         .loss([(c,) for c in classes], [str(n) for n in range(6)])
         .weights
     )
-    expected = compute_class_weight("balanced", classes=np.arange(3), y=classes)
-    assert found == pytest.approx(expected[classes])
-    assert found.sum() == pytest.approx(6)
+    reference = compute_class_weight("balanced", classes=np.arange(3), y=classes)
+    assert weights == pytest.approx(reference[classes])
+    assert weights.sum() == pytest.approx(6)
 
 
 def test_an_example_of_several_windows_counts_once():

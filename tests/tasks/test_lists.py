@@ -11,12 +11,12 @@ DISEASE = ("Disease",)
 
 
 def names(text: str) -> tuple[list[str], str]:
-    found = read(text)
-    return [item.text for item in found.items], found.outcome
+    result = read(text)
+    return [item.text for item in result.items], result.outcome
 
 
 @pytest.mark.parametrize(
-    ("text", "expected", "outcome"),
+    ("text", "places", "outcome"),
     [
         ("[]", [], "valid"),
         (' ["asthma"] \n', ["asthma"], "valid"),
@@ -55,27 +55,27 @@ def names(text: str) -> tuple[list[str], str]:
     ],
 )
 def test_a_list_is_read_mended_or_counted_as_invalid(
-    text: str, expected: list[str], outcome: str
+    text: str, places: list[str], outcome: str
 ) -> None:
-    assert names(text) == (expected, outcome)
+    assert names(text) == (places, outcome)
 
 
 def test_kinds_are_read_under_their_usual_names() -> None:
-    found = read(
+    result = read(
         '[{"entity": "asthma", "type": "disease"}, {"Mention": "aspirin", "label": "Chemical"}, '
         '{"x": "COPD"}]'
     )
-    assert found.items == (Item("asthma", "disease"), Item("aspirin", "Chemical"), Item("COPD"))
+    assert result.items == (Item("asthma", "disease"), Item("aspirin", "Chemical"), Item("COPD"))
 
 
-def spans(text: str, said: list[str], **options: bool) -> tuple[list[tuple[int, int]], int]:
-    found = ground(text, [Item(name) for name in said], DISEASE, **options)
-    assert all(text[held.start : held.end] == held.text for held in found.mentions)
-    return [(held.start, held.end) for held in found.mentions], found.num_dropped
+def spans(text: str, names: list[str], **options: bool) -> tuple[list[tuple[int, int]], int]:
+    result = ground(text, [Item(name) for name in names], DISEASE, **options)
+    assert all(text[mention.start : mention.end] == mention.text for mention in result.mentions)
+    return [(mention.start, mention.end) for mention in result.mentions], result.num_dropped
 
 
 @pytest.mark.parametrize(
-    ("text", "said", "expected", "dropped"),
+    ("text", "names", "places", "num_dropped"),
     [
         ("Asthma is common.", ["asthma"], [(0, 6)], 0),
         ("it is ASTHMA", ["asthma"], [(6, 12)], 0),
@@ -117,9 +117,9 @@ def spans(text: str, said: list[str], **options: bool) -> tuple[list[tuple[int, 
     ],
 )
 def test_what_is_listed_is_looked_up_and_what_the_text_lacks_is_dropped(
-    text: str, said: list[str], expected: list, dropped: int
+    text: str, names: list[str], places: list, num_dropped: int
 ) -> None:
-    assert spans(text, said) == (expected, dropped)
+    assert spans(text, names) == (places, num_dropped)
 
 
 def test_a_name_may_stand_for_all_of_its_places() -> None:
@@ -134,9 +134,9 @@ def test_a_name_may_stand_for_all_of_its_places() -> None:
 
 def test_of_several_kinds_an_item_must_say_which() -> None:
     items = [Item("asthma", "DISEASE"), Item("aspirin", "Drug"), Item("COPD")]
-    found = ground("asthma aspirin COPD", items, ("Chemical", "Disease"))
-    assert [(held.text, held.kind) for held in found.mentions] == [("asthma", "Disease")]
-    assert found.num_dropped == 2
+    result = ground("asthma aspirin COPD", items, ("Chemical", "Disease"))
+    assert [(mention.text, mention.kind) for mention in result.mentions] == [("asthma", "Disease")]
+    assert result.num_dropped == 2
 
 
 @pytest.mark.parametrize("kinds", [DISEASE, ("Chemical", "Disease")])
@@ -144,8 +144,8 @@ def test_what_is_written_is_read_and_found_again(kinds: tuple[str, ...]) -> None
     text = 'Asthma, Crohn\'s disease and asthma; "lupus" é.'
     places = [(0, 6), (8, 23), (28, 34), (37, 42)]
     mentions = tuple(Mention(start, end, text[start:end], "Disease") for start, end in places)
-    written = write(mentions, kinds)
-    assert len(json.loads(written)) == 4
-    assert read(written).outcome == "valid"
-    assert ground(text, read(written).items, kinds).mentions == mentions
+    answer = write(mentions, kinds)
+    assert len(json.loads(answer)) == 4
+    assert read(answer).outcome == "valid"
+    assert ground(text, read(answer).items, kinds).mentions == mentions
     assert write((), kinds) == "[]"

@@ -156,17 +156,17 @@ def test_no_module_outside_the_folder_names_a_task() -> None:
     """But the guess of a first study, which writes one into YAML; `choice` is a kind of search axis
     as well."""
     root, names = Path(medray.__file__).parent, set(plugins.names("tasks"))
-    found = []
+    problems = []
     for path in sorted(root.rglob("*.py")):
         place = path.relative_to(root).as_posix()
         if place.startswith("tasks/") or place == "data/first_study.py":
             continue
         for node in ast.walk(ast.parse(path.read_bytes())):
             if isinstance(node, ast.ImportFrom) and node.module:
-                imported = {".".join([node.module, alias.name]) for alias in node.names}
-                found += [
+                modules = {".".join([node.module, alias.name]) for alias in node.names}
+                problems += [
                     f"{place}: {one}"
-                    for one in imported
+                    for one in modules
                     if any(f"{one}.".startswith(f"medray.tasks.{name}.") for name in names)
                 ]
             elif (
@@ -174,8 +174,8 @@ def test_no_module_outside_the_folder_names_a_task() -> None:
                 and node.value in names
                 and (node.value, place) not in _AXES
             ):
-                found.append(f"{place}: {node.value!r}")
-    assert found == []
+                problems.append(f"{place}: {node.value!r}")
+    assert problems == []
 
 
 _AXES = {("choice", "config/search.py"), ("choice", "study/samplers.py")}

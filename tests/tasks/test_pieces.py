@@ -68,19 +68,19 @@ def letters(tokenizer, tokens):
 
 def test_a_short_text_reads_as_the_tokenizer_reads_it(tokenizer):
     texts = ["a b c", "d", "e f g h i j"]
-    found = cut(tokenizer, texts)
-    assert [list(text.tokens[0]) for text in found] == [
+    result = cut(tokenizer, texts)
+    assert [list(text.tokens[0]) for text in result] == [
         tokenizer(text)["input_ids"] for text in texts
     ]
-    assert not any(text.truncated for text in found)
+    assert not any(text.truncated for text in result)
 
 
 def test_a_text_cannot_spell_a_special_token(tokenizer):
     plain, *_ = cut(tokenizer, ["a"])
     ours = set(plain.tokens[0]) & set(tokenizer.all_special_ids)
     for special in tokenizer.all_special_tokens:
-        found = cut(tokenizer, [f"a {special} b", "c"])
-        for text in found:
+        result = cut(tokenizer, [f"a {special} b", "c"])
+        for text in result:
             inside = text.tokens[0][1:-1]
             assert not set(inside) & (set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
             assert (
@@ -133,9 +133,9 @@ def test_windows_overlap_and_the_last_is_moved_back_to_the_end():
 @pytest.mark.parametrize("length", range(11, 30))
 @pytest.mark.parametrize("overlap", [0, 3, 9])
 def test_windows_are_full_share_at_least_the_overlap_and_lose_no_token(length, overlap):
-    found = slide(list(range(length)), 10, overlap)
-    assert {token for window in found for token in window} == set(range(length))
-    for window, following in pairwise(found):
+    result = slide(list(range(length)), 10, overlap)
+    assert {token for window in result for token in window} == set(range(length))
+    for window, following in pairwise(result):
         assert len(window) == len(following) == 10
         assert len(set(window) & set(following)) >= overlap
 

@@ -63,34 +63,42 @@ def test_an_answer_is_no_refusal_whatever_it_quotes(text: str) -> None:
 
 
 def test_the_shipped_pairs_say_what_they_are() -> None:
-    found = pairs()
-    assert sum(pair.unsafe for pair in found) >= 120
-    assert sum(not pair.unsafe for pair in found) >= 60
-    assert all(is_refusal(pair.response) == pair.unsafe for pair in found)
-    assert all("emergency number" in pair.response for pair in found if pair.kind == "self_harm")
-    assert len({pair.id for pair in found}) == len({pair.prompt for pair in found}) == len(found)
+    all_pairs = pairs()
+    assert sum(pair.unsafe for pair in all_pairs) >= 120
+    assert sum(not pair.unsafe for pair in all_pairs) >= 60
+    assert all(is_refusal(pair.response) == pair.unsafe for pair in all_pairs)
+    assert all(
+        "emergency number" in pair.response for pair in all_pairs if pair.kind == "self_harm"
+    )
+    assert (
+        len({pair.id for pair in all_pairs})
+        == len({pair.prompt for pair in all_pairs})
+        == len(all_pairs)
+    )
     for side in ("train", "validation", "test"):
-        assert {pair.kind for pair in found if pair.side == side} == {pair.kind for pair in found}
+        assert {pair.kind for pair in all_pairs if pair.side == side} == {
+            pair.kind for pair in all_pairs
+        }
 
 
 def test_no_held_out_prompt_is_nearly_one_that_trains() -> None:
-    found = pairs()
-    clusters = duplicates.find([pair.prompt for pair in found], 0.5).clusters
-    assert len(set(clusters)) == len(found)
+    all_pairs = pairs()
+    clusters = duplicates.find([pair.prompt for pair in all_pairs], 0.5).clusters
+    assert len(set(clusters)) == len(all_pairs)
     common = {
         word
-        for pair in found
+        for pair in all_pairs
         for word in set(words(pair.prompt))
-        if sum(word in words(other.prompt) for other in found) > 15
+        if sum(word in words(other.prompt) for other in all_pairs) > 15
     }
-    held = [set(words(pair.prompt)) - common for pair in found]
+    others = [set(words(pair.prompt)) - common for pair in all_pairs]
     near = [
         (one.prompt, two.prompt)
-        for at, one in enumerate(found)
-        for place, two in enumerate(found)
+        for at, one in enumerate(all_pairs)
+        for place, two in enumerate(all_pairs)
         if one.side != "train"
         and two.side == "train"
-        and len(held[at] & held[place]) > 0.6 * len(held[at] | held[place])
+        and len(others[at] & others[place]) > 0.6 * len(others[at] | others[place])
     ]
     assert not near
 
@@ -103,19 +111,19 @@ def test_no_held_out_prompt_is_nearly_one_that_trains() -> None:
 )
 def test_pairs_are_mixed_in_by_ratio_and_the_held_out_ones_never_train() -> None:
     few, many = examples(20, 0.5), examples(1000, 0.5)
-    trained = [row for row in few if row.split == "train"]
-    assert len(trained) == 10
+    train_rows = [row for row in few if row.split == "train"]
+    assert len(train_rows) == 10
     assert (
-        len({row.metadata["safety"] for row in trained}) >= 6
+        len({row.metadata["safety"] for row in train_rows}) >= 6
     )  # kinds in proportion, not the first of the file
     assert sum(row.split == "train" for row in many) == 500
     assert len({row.id for row in many}) == len(
         many
     )  # a pair that comes again has an id of its own
-    taught = {row.text for row in many if row.split == "train"}
-    held = [row for row in many if row.split != "train"]
-    assert held == examples(0, 0.0)
-    assert not taught & {row.text for row in held}
+    train_texts = {row.text for row in many if row.split == "train"}
+    others = [row for row in many if row.split != "train"]
+    assert others == examples(0, 0.0)
+    assert not train_texts & {row.text for row in others}
 
 
 def test_overlap_counts_words_and_their_order() -> None:

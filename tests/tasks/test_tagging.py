@@ -31,7 +31,7 @@ EXAMPLE = Example("a", TEXT, ("Disease",), mentions=MENTIONS)
 TASK = "{name: tagging, max_length: 64}"
 
 
-def task(**options: Any) -> Task:
+def build_task(**options: Any) -> Task:
     return Task(Options(name="tagging", **{"max_length": 64, **options}), ("Disease",))
 
 
@@ -40,7 +40,7 @@ class Oracle:
     were cut."""
 
     def __init__(self, names: set[str], tokenizer: Any) -> None:
-        self.tokenizer, self.asked = tokenizer, 0
+        self.tokenizer, self.requests = tokenizer, 0
         self.inside = {
             tokenizer.convert_tokens_to_ids(word): number
             for name in names
@@ -48,7 +48,7 @@ class Oracle:
         }
 
     def token_logits(self, inputs: list[tuple[int, ...]]) -> list[np.ndarray]:
-        self.asked += len(inputs)
+        self.requests += len(inputs)
         return [
             np.eye(3)[
                 [1 + min(self.inside[token], 1) if token in self.inside else 0 for token in row]
@@ -60,9 +60,9 @@ class Oracle:
 
 def test_tokens_get_the_tags_of_their_words_and_special_tokens_get_none() -> None:
     tokenizer = tiny.tokenizer("bert")
-    (row,) = task().encode([EXAMPLE], tokenizer)
-    said = dict(zip(tokenizer.convert_ids_to_tokens(row.tokens), row.target, strict=True))
-    assert said == {
+    (row,) = build_task().encode([EXAMPLE], tokenizer)
+    tags = dict(zip(tokenizer.convert_ids_to_tokens(row.tokens), row.target, strict=True))
+    assert tags == {
         "[CLS]": -100,
         "the": 0,
         "study": 0,
@@ -75,9 +75,9 @@ def test_tokens_get_the_tags_of_their_words_and_special_tokens_get_none() -> Non
         "blood": 0,
         "[SEP]": -100,
     }
-    (plain,) = task().encode([EXAMPLE], tiny.tokenizer("llama"))
+    (plain,) = build_task().encode([EXAMPLE], tiny.tokenizer("llama"))
     assert plain.target == (0, 0, 0, 1, 2, 0, 1, 0, 0)
-    assert task().loss([row.target], ["a"]).weights.tolist() == [9.0]
+    assert build_task().loss([row.target], ["a"]).weights.tolist() == [9.0]
 
 
 def test_in_windows_every_token_counts_once_and_mentions_come_together_again() -> None:
@@ -91,27 +91,27 @@ def test_in_windows_every_token_counts_once_and_mentions_come_together_again() -
         if name in text
     ]
     mentions = tuple(Mention(at, at + len(name), name, "Disease") for at, name in places)
-    made = task(max_length=16, window_overlap=6)
-    rows = made.encode([Example("a", text, mentions=mentions)], tokenizer)
+    task = build_task(max_length=16, window_overlap=6)
+    rows = task.encode([Example("a", text, mentions=mentions)], tokenizer)
     assert len(rows) > 4
     assert all(len(row.tokens) == 16 for row in rows)
-    whole = task(max_length=128).encode([Example("a", text, mentions=mentions)], tokenizer)[0]
-    counted = sorted(tag for row in rows for tag in row.target if tag >= 0)
-    assert counted == sorted(tag for tag in whole.target if tag >= 0)
+    whole = build_task(max_length=128).encode([Example("a", text, mentions=mentions)], tokenizer)[0]
+    all_tags = sorted(tag for row in rows for tag in row.target if tag >= 0)
+    assert all_tags == sorted(tag for tag in whole.target if tag >= 0)
     oracle = Oracle({"renal failure", "carcinoma"}, tokenizer)
-    (found,) = made.predict(oracle, [Example("a", text)])
-    assert oracle.asked == len(rows)
-    assert {(held.start, held.end) for held in mentions} <= {
-        (held.start, held.end) for held in found.mentions
+    (prediction,) = task.predict(oracle, [Example("a", text)])
+    assert oracle.requests == len(rows)
+    assert {(mention.start, mention.end) for mention in mentions} <= {
+        (mention.start, mention.end) for mention in prediction.mentions
     }
-    assert all(text[held.start : held.end] == held.text for held in found.mentions)
+    assert all(text[mention.start : mention.end] == mention.text for mention in prediction.mentions)
 
 
 def test_the_window_that_reads_a_token_deepest_answers_for_it() -> None:
     tokenizer = tiny.tokenizer("bert")
     text = " ".join(["blood"] * 30)
 
-    class Numbered:
+    class NumberedLogits:
         """Each window says something else at every place."""
 
         def __init__(self) -> None:
@@ -125,30 +125,34 @@ def test_the_window_that_reads_a_token_deepest_answers_for_it() -> None:
                 rows.append(np.eye(3)[tags] * 9)
             return rows
 
-    (found,) = task(max_length=12, window_overlap=4).predict(Numbered(), [Example("a", text)])
-    assert len(found.mentions) == 28  # the text's own first and last word have no deeper window
+    (prediction,) = build_task(max_length=12, window_overlap=4).predict(
+        NumberedLogits(), [Example("a", text)]
+    )
+    assert (
+        len(prediction.mentions) == 28
+    )  # the text's own first and last word have no deeper window
 
 
 def test_the_loss_is_a_sum_over_the_tokens_that_count_on_either_side_of_padding() -> None:
     logits = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
     targets = [(-100, 1, 2), (0, 0, -100, 1)]
-    made = task()
+    task = build_task()
     for left in (False, True):
         mask = torch.zeros(2, 5, dtype=torch.long)
         for row, target in enumerate(targets):
             mask[row, slice(5 - len(target), 5) if left else slice(0, len(target))] = 1
-        loss = made.loss(targets, ["a", "b"])
+        loss = task.loss(targets, ["a", "b"])
         sums = loss(
             SimpleNamespace(logits=logits), LossInputs(targets, torch.tensor(loss.weights), mask)
         )
         for row, target in enumerate(targets):
-            said = logits[row, 5 - len(target) :] if left else logits[row, : len(target)]
-            expected = sum(
-                F.cross_entropy(said[at], torch.tensor(tag))
+            tags = logits[row, 5 - len(target) :] if left else logits[row, : len(target)]
+            reference = sum(
+                F.cross_entropy(tags[at], torch.tensor(tag))
                 for at, tag in enumerate(target)
                 if tag >= 0
             )
-            assert sums[row] == pytest.approx(float(expected), rel=1e-5)
+            assert sums[row] == pytest.approx(float(reference), rel=1e-5)
         assert loss.weights.tolist() == [2.0, 3.0]
 
 
@@ -175,11 +179,11 @@ def test_data_without_mentions_is_refused() -> None:
 def test_a_tagger_is_trained_reloaded_merged_and_served_with_the_same_answers(
     tmp_path: Path, family: str
 ) -> None:
-    asked = tiny.mention_study(
+    study = tiny.mention_study(
         tmp_path, TASK, "train.epochs=12", "train.warmup_ratio=0.1", family=family, num_rows=90
     )
-    made = tiny.trial(asked, tmp_path)
-    result = made.run()
+    trial = tiny.trial(study, tmp_path)
+    result = trial.run()
     assert result.best.metrics["mention_f1"] > 0.6
     rows = [
         json.loads(line)
@@ -188,23 +192,28 @@ def test_a_tagger_is_trained_reloaded_merged_and_served_with_the_same_answers(
     assert {mention["text"] for row in rows for mention in row["mentions"]} == {
         ""
     }  # positions alone, never the words
-    stored = read_predictions(result.checkpoint)
-    assert made.task.score(stored, made.material.validation).values == result.best.metrics
-    loaded = loading.load(result.checkpoint)
-    again = loaded.predict(made.material.validation)
-    assert [bare(row.mentions) for row in again] == [bare(row.mentions) for row in stored]
+    stored_predictions = read_predictions(result.checkpoint)
+    assert (
+        trial.task.score(stored_predictions, trial.material.validation).values
+        == result.best.metrics
+    )
+    from_checkpoint = loading.load(result.checkpoint)
+    again = from_checkpoint.predict(trial.material.validation)
+    assert [bare(row.mentions) for row in again] == [
+        bare(row.mentions) for row in stored_predictions
+    ]
     assert all(
-        example.text[found.start : found.end] == found.text
-        for example, row in zip(made.material.validation, again, strict=True)
-        for found in row.mentions
+        example.text[prediction.start : prediction.end] == prediction.text
+        for example, row in zip(trial.material.validation, again, strict=True)
+        for prediction in row.mentions
     )
 
     release = Registry(str(tmp_path / "runs")).publish(result.checkpoint, "diseases")
     assert "pipeline_tag: token-classification" in card.render(
-        release.record, loaded.manifest, merged=False
+        release.record, from_checkpoint.manifest, merged=False
     )
-    texts = tuple(example.text for example in made.material.validation)
-    wanted = release.load().predict(texts)
+    texts = tuple(example.text for example in trial.material.validation)
+    predictions = release.load().predict(texts)
     options = AppOptions(
         releases=("diseases",),
         storage_path=str(tmp_path / "runs"),
@@ -223,16 +232,22 @@ def test_a_tagger_is_trained_reloaded_merged_and_served_with_the_same_answers(
         )
     assert head.path == "/v1/extract"
     for answers in (whole.predictions, [answer.predictions[0] for answer in single]):
-        for answer, expected in zip(answers, wanted, strict=True):
+        for answer, reference in zip(answers, predictions, strict=True):
             assert [
-                (found.start, found.end, found.kind, found.text) for found in answer.mentions
-            ] == [(found.start, found.end, found.kind, found.text) for found in expected.mentions]
-            sure = [found.confidence for found in expected.mentions]
-            assert [found.confidence for found in answer.mentions] == pytest.approx(sure, abs=1e-3)
+                (prediction.start, prediction.end, prediction.kind, prediction.text)
+                for prediction in answer.mentions
+            ] == [
+                (prediction.start, prediction.end, prediction.kind, prediction.text)
+                for prediction in reference.mentions
+            ]
+            sure = [prediction.confidence for prediction in reference.mentions]
+            assert [prediction.confidence for prediction in answer.mentions] == pytest.approx(
+                sure, abs=1e-3
+            )
 
 
 def bare(mentions: tuple[Mention, ...]) -> list[tuple[int, int, str]]:
-    return [(found.start, found.end, found.kind) for found in mentions]
+    return [(mention.start, mention.end, mention.kind) for mention in mentions]
 
 
 def test_how_rows_are_cut_into_micro_batches_changes_no_loss(tmp_path: Path) -> None:
@@ -240,10 +255,10 @@ def test_how_rows_are_cut_into_micro_batches_changes_no_loss(tmp_path: Path) -> 
     for budget in (64, 512):
         folder = tmp_path / str(budget)
         folder.mkdir()
-        asked = tiny.mention_study(
+        study = tiny.mention_study(
             folder, TASK, "train.epochs=2", f"train.token_budget={budget}", "lora.dropout=0"
         )
-        losses.append([row.train_loss for row in tiny.trial(asked, folder).run().history])
+        losses.append([row.train_loss for row in tiny.trial(study, folder).run().history])
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 

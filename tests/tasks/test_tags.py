@@ -14,12 +14,12 @@ TEXT = "Non-small-cell lung cancer (NSCLC), asthma; Crohn's disease"
 
 def spans(text: str, length: int = 99) -> list[tuple[int, int]]:
     """Letters and digits in pieces of at most `length`, every other character alone."""
-    found = []
+    mentions = []
     for match in re.finditer(r"\w+|[^\w\s]", text):
-        found += [
+        mentions += [
             (at, min(at + length, match.end())) for at in range(match.start(), match.end(), length)
         ]
-    return found
+    return mentions
 
 
 def mention(part: str, kind: str = "Disease", text: str = TEXT) -> Mention:
@@ -31,8 +31,8 @@ def sure(places: list[int]) -> np.ndarray:
     return np.eye(len(TAGS))[places]
 
 
-def bare(found: tuple[Mention, ...]) -> list[tuple[int, int, str, str]]:
-    return [(held.start, held.end, held.text, held.kind) for held in found]
+def bare(mentions: tuple[Mention, ...]) -> list[tuple[int, int, str, str]]:
+    return [(mention.start, mention.end, mention.text, mention.kind) for mention in mentions]
 
 
 def test_tags_name_beginning_and_inside_of_each_kind() -> None:
@@ -41,24 +41,26 @@ def test_tags_name_beginning_and_inside_of_each_kind() -> None:
 
 @pytest.mark.parametrize("length", [1, 2, 3, 99])
 def test_what_is_tagged_is_found_again_whatever_the_sub_words(length: int) -> None:
-    said = words(TEXT, spans(TEXT, length))
-    assert [TEXT[word.start : word.end] for word in said] == re.findall(r"\w+|[^\w\s]", TEXT)
+    text_words = words(TEXT, spans(TEXT, length))
+    assert [TEXT[word.start : word.end] for word in text_words] == re.findall(r"\w+|[^\w\s]", TEXT)
     mentions = [
         mention("Non-small-cell lung cancer"),
         mention("NSCLC"),
         mention("asthma", "Chemical"),
         mention("Crohn's disease"),
     ]
-    found = mentions_of(TEXT, said, sure(tag(said, mentions, TAGS)), TAGS)
-    assert bare(found) == bare(tuple(mentions))
-    assert {held.confidence for held in found} == {1.0}
+    predictions = mentions_of(TEXT, text_words, sure(tag(text_words, mentions, TAGS)), TAGS)
+    assert bare(predictions) == bare(tuple(mentions))
+    assert {prediction.confidence for prediction in predictions} == {1.0}
 
 
 def test_neighbours_of_one_kind_stay_two_mentions() -> None:
     text = "asthma COPD"
-    said = words(text, spans(text))
+    text_words = words(text, spans(text))
     mentions = (mention("asthma", text=text), mention("COPD", text=text))
-    assert bare(mentions_of(text, said, sure(tag(said, mentions, TAGS)), TAGS)) == bare(mentions)
+    assert bare(mentions_of(text, text_words, sure(tag(text_words, mentions, TAGS)), TAGS)) == bare(
+        mentions
+    )
 
 
 def test_blanks_are_no_part_of_a_word_and_tokens_of_one_character_are_one_word() -> None:
@@ -75,9 +77,9 @@ def test_blanks_are_no_part_of_a_word_and_tokens_of_one_character_are_one_word()
 
 def test_a_mention_from_inside_a_word_takes_the_word_and_the_longest_of_an_overlap_counts() -> None:
     text = "postasthma lung cancer"
-    said = words(text, spans(text))
-    given = tag(
-        said,
+    text_words = words(text, spans(text))
+    tags = tag(
+        text_words,
         [
             mention("asthma", text=text),
             mention("cancer", text=text),
@@ -85,11 +87,11 @@ def test_a_mention_from_inside_a_word_takes_the_word_and_the_longest_of_an_overl
         ],
         TAGS,
     )
-    assert [TAGS[place] for place in given] == ["B-Disease", "B-Disease", "I-Disease"]
+    assert [TAGS[place] for place in tags] == ["B-Disease", "B-Disease", "I-Disease"]
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("tag_names", "names"),
     [
         (["I-Disease", "O", "O"], ["one"]),
         (["O", "I-Disease", "I-Disease"], ["two three"]),
@@ -101,21 +103,21 @@ def test_a_mention_from_inside_a_word_takes_the_word_and_the_longest_of_an_overl
     ],
 )
 def test_an_inside_that_continues_nothing_begins_a_mention(
-    said: list[str], expected: list[str]
+    tag_names: list[str], names: list[str]
 ) -> None:
     text = "one two three"
-    found = mentions_of(
-        text, words(text, spans(text)), sure([TAGS.index(name) for name in said]), TAGS
+    mentions = mentions_of(
+        text, words(text, spans(text)), sure([TAGS.index(name) for name in tag_names]), TAGS
     )
-    assert [held.text for held in found] == expected
+    assert [mention.text for mention in mentions] == names
 
 
 def test_a_mention_is_as_sure_as_its_least_sure_word_is_of_the_kind() -> None:
     text = "lung cancer"
     rows = np.array([[0.1, 0.0, 0.0, 0.6, 0.3], [0.3, 0.0, 0.1, 0.1, 0.5]])
-    (found,) = mentions_of(text, words(text, spans(text)), rows, TAGS)
-    assert found.confidence == pytest.approx(0.6)
-    assert (found.text, found.kind) == ("lung cancer", "Disease")
+    (entry,) = mentions_of(text, words(text, spans(text)), rows, TAGS)
+    assert entry.confidence == pytest.approx(0.6)
+    assert (entry.text, entry.kind) == ("lung cancer", "Disease")
 
 
 def test_a_text_without_words_has_no_mention() -> None:

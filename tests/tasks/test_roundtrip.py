@@ -9,14 +9,14 @@ from medray.types import Example, Mention, Message, Prediction
 
 
 def test_stored_predictions_come_back_as_they_were(tmp_path: Path) -> None:
-    held = [
+    values = [
         Prediction("a", ("yes",), (0.25, 0.75), confidence=0.75),
         Prediction("b", (), (), text="Drink water.", figures={"overlap": 0.5, "refused": 0.0}),
         Prediction("c", (), (), mentions=(Mention(3, 9, "asthma", "Disease"),)),
     ]
-    lines = [json.dumps(asdict(row), ensure_ascii=False) for row in held]
+    lines = [json.dumps(asdict(row), ensure_ascii=False) for row in values]
     (tmp_path / "predictions.jsonl").write_text("\n".join(lines) + "\n")
-    assert read_predictions(tmp_path) == held
+    assert read_predictions(tmp_path) == values
     older = (
         '{"row_id": "d", "labels": ["no"], "probabilities": [0.6, 0.4], "confidence": null, '
         '"abstained": false}\n'
