@@ -81,7 +81,7 @@ def measure(
     The optimizer's moments exist from the second step on.
     """
     network, family = _build(copy.deepcopy(config), model, lora, batch, needs)
-    with FakeTensorMode(), _LiveBytes() as live:
+    with FakeTensorMode(), LiveBytes() as live:
         _fill(network, family, model)
         trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
         optimizer = AdamW(trainable)
@@ -213,7 +213,7 @@ def _loss(network: Any, batch: Batch, needs: Needs) -> Tensor:
     return F.cross_entropy(logits.float(), torch.zeros(len(rows), dtype=torch.long))
 
 
-class _LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all live storages, and their maximum since `most` was set."""
 
     def __init__(self) -> None:

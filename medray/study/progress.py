@@ -81,9 +81,7 @@ class Progress:
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
-            self.live = Live(
-                console=self.console, refresh_per_second=2, get_renderable=self._render
-            )
+            self.live = Live(console=self.console, refresh_per_second=2, get_renderable=self.render)
             self.live.__enter__()
         self.heart.__enter__()
         return self
@@ -115,7 +113,7 @@ class Progress:
             f"{record.trial}  epoch {evaluation.epoch}  step {evaluation.step}  train loss "
             f"{evaluation.train_loss:.4f}"
             f"  validation {self.metric} {value:.4f}  {evaluation.tokens_per_s:,.0f} tokens/s  "
-            f"{self._summary()}"
+            f"{self.summary()}"
         )
 
     def on_trial_end(self, record: TrialRecord) -> None:
@@ -173,7 +171,7 @@ class Progress:
     def _better(self, one: float, other: float) -> float:
         return max(one, other) if higher_is_better(self.metric) else min(one, other)
 
-    def _summary(self) -> str:
+    def summary(self) -> str:
         num_finished = self.num_before + sum(
             trial.record.status != "running" for trial in list(self.trials.values())
         )
@@ -199,9 +197,9 @@ class Progress:
         """Return one line per running trial, and a summary; nothing where no trial runs."""
         running = self._running()
         lines = [f"{trial.record.trial}  {_where(trial.status)}" for trial in running]
-        return [*lines, self._summary()] if lines else []
+        return [*lines, self.summary()] if lines else []
 
-    def _render(self) -> Group:
+    def render(self) -> Group:
         running = self._running()
         table = Table(box=None, pad_edge=False)
         for column in (
@@ -247,7 +245,7 @@ class Progress:
                 now.stage,
             )
         waiting = [] if running else [Text(self.heart.waiting)]
-        return Group(table, Text(self._summary()), *waiting) if self.trials else Group(*waiting)
+        return Group(table, Text(self.summary()), *waiting) if self.trials else Group(*waiting)
 
 
 def _where(now: Status | None) -> str:

@@ -23,7 +23,7 @@ from medray.study.placement import Placement
 from medray.study.session import Result, Session, TrialStart
 
 log = logging.getLogger(__name__)
-_PATIENCE_S = 30.0
+WARNING_INTERVAL_S = 30.0
 
 
 def launch(session: Session, placements: Sequence[Placement]) -> None:
@@ -93,7 +93,7 @@ def _fit(session: Session, placements: Sequence[Placement]) -> str | None:
         ),
     )
     least = min(placements, key=lambda placement: placement.least_workers * placement.cpus)
-    threading.Thread(target=_warn_of_waiting, args=(first_report, least), daemon=True).start()
+    threading.Thread(target=warn_of_waiting, args=(first_report, least), daemon=True).start()
     try:
         tuner.fit()
     # Ctrl-C, or SIGTERM as the runtime raises it. The trials' processes continue to train.
@@ -118,7 +118,7 @@ def _is_out_of_memory(err: BaseException | None) -> bool:
     return False
 
 
-def _warn_of_waiting(first_report: threading.Event, placement: Placement) -> None:
+def warn_of_waiting(first_report: threading.Event, placement: Placement) -> None:
     """Warn while a study waits for CPUs or GPUs of other jobs: Tune and Train wait silently."""
     cpus, gpus = placement.least_workers * placement.cpus, placement.least_workers * placement.gpus
     # Resources of an earlier search of this study return a moment after its end. Read them before
@@ -129,7 +129,7 @@ def _warn_of_waiting(first_report: threading.Event, placement: Placement) -> Non
             return
         if first_report.wait(0.2):
             return
-    while not first_report.wait(_PATIENCE_S):
+    while not first_report.wait(WARNING_INTERVAL_S):
         log.warning(
             "no trial has reported yet: a trial takes %g CPU(s) and %g GPU(s), and %g and %g were "
             "free at the start; wait for other jobs, or stop them",

@@ -28,7 +28,7 @@ def run(assignment: Assignment, report: Callable[[dict[str, Any]], None], *, nod
     """
     folder = Path(assignment.folder)
     config = validate(TrialConfig, assignment.config, where=f"trial {assignment.trial}")
-    with _log_file(folder):
+    with TrialLog(folder):
         log.info(
             "%d worker(s) on %s", distributed.world_size(), ", ".join(distributed.gather([node]))
         )
@@ -84,7 +84,7 @@ class _LogFile(logging.FileHandler):
             super().close()
 
 
-class _log_file:
+class TrialLog:
     """Writes the log of rank 0 to log.txt beside the checkpoints of the trial."""
 
     def __init__(self, folder: Path) -> None:

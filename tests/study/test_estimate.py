@@ -57,7 +57,7 @@ def test_what_is_counted_without_contents_is_what_a_real_step_holds(
         name: torch.ones((BATCH.rows, BATCH.length), dtype=torch.long)
         for name in ("input_ids", "attention_mask")
     }
-    with footprint._Live() as live:
+    with footprint.LiveBytes() as live:
         for _ in range(2):
             live.most = live.now
             loss = F.cross_entropy(

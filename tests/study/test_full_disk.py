@@ -98,7 +98,7 @@ def test_a_log_without_room_hides_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "log.txt").symlink_to("/dev/full")
-    with pytest.raises(DiskFullError, match="of the trial"), worker._log_file(tmp_path):
+    with pytest.raises(DiskFullError, match="of the trial"), worker.TrialLog(tmp_path):
         worker.log.info("a line that finds no room")
         raise DiskFullError("of the trial")
     assert (

@@ -57,7 +57,7 @@ def test_trials_that_ended_before_a_resume_count_as_ended_and_not_as_waiting() -
     progress.on_trial_report(record("eleven"), FIRST)
     progress.on_trial_start(record("twelve"))
     progress.on_trial_end(record("eleven", "finished"))
-    assert "11/12 trials ended" in progress._summary()
+    assert "11/12 trials ended" in progress.summary()
     assert progress.eta_s is not None
     assert progress.eta_s < 1  # nobody waits
 
@@ -113,7 +113,7 @@ def test_a_terminal_shows_steps_loss_speed_best_and_time_left_of_each_trial(tmp_
     file.status = status.Status(status.TRAINING, 1, 12, 96, 0.25, 1234.0, left_s=600.0)
     file.stage(status.TRAINING)
     progress.on_trial_report(record("one"), FIRST)
-    console.print(progress._render())
+    console.print(progress.render())
     output = console.file.getvalue()  # type: ignore[attr-defined]
     (line,) = [line for line in output.splitlines() if line.startswith("one")]
     assert line.split() == [

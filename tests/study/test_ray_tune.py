@@ -27,20 +27,19 @@ from medray.study import ray_tune
 from medray.study.placement import Placement
 from medray.study.run import Run
 
-pytestmark = pytest.mark.ray
-
 
 def alone(study: StudyConfig, folder: Path) -> list[Evaluation]:
-    """What the study's first trial does without Ray."""
+    """Run the study's first trial without Ray, and return its history."""
     folder.mkdir()
     return tiny.trial(study, folder).run().history
 
 
+@pytest.mark.ray
 def test_a_killed_trial_goes_on_from_its_state_and_no_epoch_is_counted_twice(
     tmp_path: Path, cluster: Cluster
 ) -> None:
-    """Tune's own count of reports starts again after a kill: by that the budget would be reached
-    one epoch later."""
+    """Tune's own count of reports restarts after a kill. With that count, the search would use one
+    more epoch of the budget."""
     study = tiny.study(
         tmp_path, "train.epochs=5", "search.num_epochs=3", "resources.cpus_per_worker=1"
     )
@@ -66,13 +65,14 @@ def test_a_killed_trial_goes_on_from_its_state_and_no_epoch_is_counted_twice(
     )
 
 
+@pytest.mark.ray
 def test_workers_of_ray_train_compute_what_one_does_and_a_full_cluster_never_waits_for_itself(
     tmp_path: Path, cluster: Cluster
 ) -> None:
-    """A trial takes every CPU, so that a driver that held one would end in waiting, and so would
-    what comes after a group left by an early stop.
+    """A trial takes all CPUs. A driver with a CPU would wait forever, and so would a trial after a
+    placement group left by an early stop.
 
-    A second Ray is on the host.
+    A second Ray runs on the host.
     """
     settings = ["lora.dropout=0", "train.epochs=2", "task.metric=log_loss"]
     space = (
@@ -113,7 +113,7 @@ def test_workers_of_ray_train_compute_what_one_does_and_a_full_cluster_never_wai
 
 
 def _until_all_is_free(cluster: Cluster) -> float:
-    """The CPUs that are free, at the latest after a while."""
+    """Wait up to 30 seconds for all CPUs to be free, and return the number of free ones."""
     import ray
 
     end = time.monotonic() + 30
@@ -124,6 +124,7 @@ def _until_all_is_free(cluster: Cluster) -> float:
     return free
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_trial_whose_process_ray_ends_for_want_of_memory_goes_on_as_often_as_allowed(
     times: int, tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
@@ -160,22 +161,20 @@ def test_a_trial_whose_process_ray_ends_for_want_of_memory_goes_on_as_often_as_a
 
 def test_a_study_that_waits_for_others_says_what_for(monkeypatch: pytest.MonkeyPatch) -> None:
     first_report, messages = threading.Event(), []
-    monkeypatch.setattr(ray_tune, "_PATIENCE_S", 0.01)
+    monkeypatch.setattr(ray_tune, "WARNING_INTERVAL_S", 0.01)
     monkeypatch.setattr(
         ray_tune.log,
         "warning",
         lambda *parts: (first_report.set(), messages.append(parts[0] % parts[1:])),
     )
     monkeypatch.setattr("ray.available_resources", lambda: {"CPU": 1.0})
-    ray_tune._warn_of_waiting(first_report, Placement("train", 2, 1, 0, 4))
+    ray_tune.warn_of_waiting(first_report, Placement("train", 2, 1, 0, 4))
     assert messages == [
         (
             "no trial has reported yet: a trial takes 2 CPU(s) and 0 GPU(s), and 1 and 0 were free "
-            "at "
-            "the start; wait for other jobs, or stop them"
+            "at the start; wait for other jobs, or stop them"
         )
     ]
-    ray_tune._warn_of_waiting(
-        threading.Event(), Placement("inline", 1, 1, 0, 4)
-    )  # there is room: nothing is said, and nobody waits
+    # The cluster has room: the call returns at once without a warning.
+    ray_tune.warn_of_waiting(threading.Event(), Placement("inline", 1, 1, 0, 4))
     assert len(messages) == 1
