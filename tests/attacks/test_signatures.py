@@ -315,7 +315,7 @@ def test_signatures_of_a_bucket_are_checked_as_those_of_a_folder(
     registry.resolve("cancer@best").check_signature(keys[1])
 
 
-def test_a_missing_library_is_said_with_what_to_install(
+def test_a_missing_library_is_reported_with_the_command_that_installs_it(
     root: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "model_signing.verifying", None)

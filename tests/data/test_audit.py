@@ -12,7 +12,7 @@ def look(examples: list[Example]) -> Audit:
     )
 
 
-def test_a_multi_label_conflict_is_a_different_set_and_order_is_none() -> None:
+def test_a_multi_label_conflict_is_a_different_set_in_any_order() -> None:
     same = look(
         [
             Example("1", "text", ("a", "b")),
@@ -61,7 +61,7 @@ def test_two_names_of_one_given_side_are_one_side() -> None:
     )
 
 
-def test_of_annotated_rows_mentions_are_counted_and_no_ceiling_of_a_classifier_is_told() -> None:
+def test_the_audit_of_annotated_rows_counts_mentions_and_has_no_accuracy_ceiling() -> None:
     mention = Mention(0, 6, "asthma", "Disease")
     rows = [
         Example("a", "asthma one", ("Disease",), mentions=(mention,)),

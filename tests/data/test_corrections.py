@@ -46,7 +46,7 @@ def test_corrected_labels_replace_those_of_the_data_and_no_row_changes_its_side(
     assert "corrected" not in before.audit({}, 512, constant_f1).render()
 
 
-def test_json_lines_correct_too_and_several_labels_or_none_can_be_said(tmp_path: Path) -> None:
+def test_corrections_in_json_lines_may_give_several_labels_or_none(tmp_path: Path) -> None:
     lines = [
         {"id": "r0", "label": ["a", "b"]},
         {"id": "r1", "label": []},

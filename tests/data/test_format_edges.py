@@ -26,7 +26,7 @@ def file(folder: Path, name: str, content: str) -> Path:
     return path
 
 
-def test_columns_name_themselves_where_no_header_does_and_blank_rows_are_passed_over(
+def test_a_file_without_a_header_has_its_columns_from_the_options_and_blank_rows_are_skipped(
     tmp_path: Path,
 ) -> None:
     path = file(tmp_path, "symptoms.csv", ",,\r\nFlu,fever, cough\r\n,,\r\nFlu ,fever,\r\n")
@@ -78,7 +78,7 @@ def test_the_first_line_tells_the_delimiter_where_the_ending_does_not(
     ]
 
 
-def test_an_ambiguous_delimiter_is_asked_for(tmp_path: Path) -> None:
+def test_an_ambiguous_delimiter_is_an_error(tmp_path: Path) -> None:
     path = file(tmp_path, "rows.txt", "id|text, of the study|label\n1|x|a\n")
     with pytest.raises(
         DataError, match=r"rows\.txt:1: the delimiter may be any of .*data\.format\.delimiter"

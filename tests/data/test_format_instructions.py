@@ -102,15 +102,13 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
         ("{", "not valid JSON"),
     ],
 )
-def test_a_row_that_is_none_is_an_error_with_its_line(
-    tmp_path: Path, row: Any, message: str
-) -> None:
+def test_an_invalid_row_is_an_error_with_its_line(tmp_path: Path, row: Any, message: str) -> None:
     path = file_of(tmp_path, {"instruction": "a", "response": "b"}, row)
     with pytest.raises(DataError, match=rf"rows.jsonl:2: .*{message}"):
         list(read(options(path)))
 
 
-def test_it_is_told_from_other_json_lines(tmp_path: Path) -> None:
+def test_instructions_are_distinguished_from_other_json_lines(tmp_path: Path) -> None:
     layout = instructions.sniff(
         file_of(tmp_path, {"instruction": "a", "response": "b"}, {"messages": TURNS})
     )

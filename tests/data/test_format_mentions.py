@@ -291,7 +291,7 @@ def test_a_pubtator_file_is_recognised_by_its_first_line(tmp_path: Path) -> None
     assert example.labels.keys() == {"Chemical", "Disease", "SpecificDisease"}
 
 
-def test_mentions_in_no_field_of_a_text_are_told_with_the_first_line(tmp_path: Path) -> None:
+def test_mentions_outside_every_text_are_reported_with_the_first_line(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(line("short", [{"start": 0, "end": 99}]))
     with pytest.raises(DataError, match=r"rows\.jsonl:1: a mention from 0 to 99"):

@@ -187,7 +187,7 @@ def test_the_real_rows_are_read_without_their_conclusions(real_data: Path) -> No
     assert not any(conclusions[row.id] in row.text for row in rows)
 
 
-def test_the_conclusion_is_the_answer_where_it_is_asked_for_and_never_a_text(
+def test_the_conclusion_is_the_answer_with_explain_and_never_a_text(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "ori_pqal.json"

@@ -33,7 +33,7 @@ def file_of(folder: Path, text: str) -> Path:
     "columns of symptoms become one text, duplicates go",
     where="`medray/data/formats/symptom_table.py`",
 )
-def test_symptoms_become_a_sentence_and_what_stands_twice_is_read_once(tmp_path: Path) -> None:
+def test_symptoms_become_a_sentence_and_repeated_rows_are_read_once(tmp_path: Path) -> None:
     rows = read(file_of(tmp_path, TABLE))
     assert [(row.labels, row.text) for row in rows] == [
         (("Fungal infection",), "Patient presents with: itching; skin rash; dischromic patches"),
@@ -58,13 +58,13 @@ def test_the_sentence_is_what_the_template_says(tmp_path: Path) -> None:
             plugin_options("data.formats", f"name=symptom_table,path=a.csv,template='{wrong}'")
 
 
-def test_a_copy_whose_header_was_emptied_goes_by_place(tmp_path: Path) -> None:
+def test_a_table_with_a_blank_header_is_read_by_position(tmp_path: Path) -> None:
     body = TABLE.splitlines()[1:3]
     (row,) = read(file_of(tmp_path, "\n".join([",,,", *(line.rsplit(",", 1)[0] for line in body)])))
     assert row.text == "Patient presents with: itching; skin rash; dischromic patches"
 
 
-def test_wrong_tables_are_told_with_file_and_line(tmp_path: Path) -> None:
+def test_wrong_tables_are_reported_with_file_and_line(tmp_path: Path) -> None:
     with pytest.raises(
         DataError,
         match=r"table\.csv:1: data\.format\.label names 'Disease'; allowed: Symptom_1, disease",

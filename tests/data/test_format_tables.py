@@ -111,9 +111,7 @@ def test_dates_become_text_and_numbers_are_no_labels(tmp_path: Path) -> None:
         ("broken.arrow", "cannot be read as a table"),
     ],
 )
-def test_what_is_no_table_is_an_error_with_its_place(
-    tmp_path: Path, name: str, message: str
-) -> None:
+def test_a_path_without_a_table_is_an_error(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
     for file in ("broken.parquet", "broken.arrow"):
         (tmp_path / file).write_bytes(b"no table at all, but more than a few bytes of text")

@@ -66,7 +66,7 @@ def test_raw_abstracts_reads_keys_values_over_lines_and_the_folder_as_label(tmp_
     "title and abstract become the text, the folder the class",
     where="`data.format.text`",
 )
-def test_raw_abstracts_makes_the_text_of_the_keys_asked_for(tmp_path: Path) -> None:
+def test_raw_abstracts_makes_the_text_of_the_given_keys(tmp_path: Path) -> None:
     first = read("raw_abstracts", raw(tmp_path / "data"), text=("Title",))[0]
     assert first.text == "A title: with a colon."
     assert "Journal" in first.metadata

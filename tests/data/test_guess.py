@@ -94,7 +94,7 @@ def test_a_table_is_read_by_the_names_of_its_columns(
     assert config.task.model_dump()["metric"] == "f1_macro"
 
 
-def test_columns_without_a_known_name_are_told_by_what_they_hold(tmp_path: Path) -> None:
+def test_columns_without_a_known_name_are_recognized_by_their_contents(tmp_path: Path) -> None:
     rows = [[str(number % 5), TOPICS[number % 3], body(number)] for number in range(30)]
     path = table(tmp_path / "notes.csv", ["", "group", "words"], rows)
     assert options(sketch(str(path), Hints())) == {
@@ -105,7 +105,9 @@ def test_columns_without_a_known_name_are_told_by_what_they_hold(tmp_path: Path)
     }
 
 
-def test_title_and_abstract_are_one_text_and_an_id_that_repeats_is_none(tmp_path: Path) -> None:
+def test_title_and_abstract_are_one_text_and_a_column_with_repeats_gives_no_ids(
+    tmp_path: Path,
+) -> None:
     rows = [
         [f"{number // 2}", f"Title {number}", body(number), TOPICS[number % 3]]
         for number in range(30)
@@ -381,7 +383,7 @@ UNCLEAR = ["a", "b", "c", "d"]
         ),
     ],
 )
-def test_unclear_columns_are_asked_for_in_one_sentence(
+def test_unclear_columns_are_an_error_that_lists_them(
     tmp_path: Path, columns: Hints, message: str
 ) -> None:
     rows = [
@@ -422,7 +424,7 @@ def test_unclear_columns_are_asked_for_in_one_sentence(
         ),
     ],
 )
-def test_what_cannot_be_a_data_set_is_said(
+def test_what_cannot_be_a_data_set_is_an_error(
     tmp_path: Path, name: str, content: str, message: str
 ) -> None:
     (tmp_path / name).write_text(content)

@@ -179,7 +179,9 @@ def test_rows_are_read_once_until_the_file_changes(
 
 
 @pytest.mark.usefixtures("on_disk")
-def test_an_id_used_twice_is_told_with_both_places_and_nothing_is_kept(tmp_path: Path) -> None:
+def test_an_id_used_twice_is_reported_with_both_places_and_nothing_is_cached(
+    tmp_path: Path,
+) -> None:
     path = file(tmp_path, 20)
     path.write_text(path.read_text() + '{"id": "r3", "text": "again", "label": "a"}\n')
     with pytest.raises(
@@ -269,7 +271,7 @@ def test_while_rows_are_read_their_number_is_guessed_from_the_bytes(tmp_path: Pa
     assert progress.count == 3001  # the one without a text too
 
 
-def test_what_a_data_set_is_on_disk_is_told_by_its_files_and_by_nothing_that_looks_like_one(
+def test_the_stamp_of_a_data_set_covers_its_files_and_no_option_that_looks_like_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows, truth = tmp_path / "rows.json", tmp_path / "truth.json"
@@ -314,7 +316,7 @@ def test_signatures_hold_no_file_open(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(os.listdir("/proc/self/fd")) < before + 10
 
 
-def test_a_column_to_group_by_that_is_not_there_is_told_with_those_that_are(
+def test_a_missing_group_column_is_reported_with_the_existing_ones(
     on_disk: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(minhash, "sign_table", _here)

@@ -398,7 +398,7 @@ def test_an_encoding_is_given_by_name_or_refused(folder: Path, tmp_path: Path) -
         (b"\0" * 100, "utf-8"),
     ],
 )
-def test_the_encoding_is_told_by_the_bytes(content: bytes, encoding: str) -> None:
+def test_the_encoding_is_guessed_from_the_bytes(content: bytes, encoding: str) -> None:
     assert dialect.guess_encoding([content]) == encoding
     assert (
         dialect.guess_encoding([content[:3], content[3:]]) == encoding or encoding == "utf-16-be"
@@ -416,7 +416,7 @@ def test_the_encoding_is_told_by_the_bytes(content: bytes, encoding: str) -> Non
         ("SEP=|\r\n", ".csv", "|"),
     ],
 )
-def test_the_delimiter_is_told_by_the_first_line(
+def test_the_delimiter_is_guessed_from_the_first_line(
     first: str, ending: str, delimiter: str | None
 ) -> None:
     assert dialect.likely_delimiter(first, ending) == delimiter

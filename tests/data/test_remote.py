@@ -109,7 +109,7 @@ def test_half_a_file_and_none_are_errors_and_leave_nothing(
     assert not list((tmp_path / "cache" / "pulled").glob("*/rows.csv"))
 
 
-def test_an_address_is_told_without_what_signs_it(site: str) -> None:
+def test_an_address_in_a_message_has_no_signature(site: str) -> None:
     with pytest.raises(DataError) as info:
         remote.pull(site.replace("/some", "/missing") + "?token=secret")
     assert "secret" not in str(info.value)
@@ -156,7 +156,7 @@ def test_no_secret_of_an_address_is_shown(monkeypatch: pytest.MonkeyPatch) -> No
         assert "secret" not in str(info.value)
 
 
-def test_a_full_disk_is_not_told_as_data_that_cannot_be_read(
+def test_a_full_disk_is_not_reported_as_unreadable_data(
     site: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(self: object, number: int) -> None:

@@ -186,7 +186,7 @@ def test_too_few_rows_are_refused_with_the_counts() -> None:
         sides(rows(20), [n % 3 for n in range(20)], kind="kfold")
 
 
-def test_a_label_that_validation_or_test_lacks_is_warned_of(
+def test_a_label_without_validation_or_test_rows_causes_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     sides([Example(f"r{n}", "t", ("a",)) for n in range(20)] + [Example("x", "t", ("b",))])

@@ -217,7 +217,7 @@ def test_an_object_cannot_be_written_outside_its_folder(uri: str, tmp_path: Path
     assert not list(tmp_path.rglob("escaped"))
 
 
-def test_a_missing_object_and_a_missing_folder_are_said(uri: str) -> None:
+def test_a_missing_object_and_a_missing_folder_are_reported(uri: str) -> None:
     store = open_store(f"{uri}/")
     assert store.uri == uri
     with pytest.raises(ArtifactError, match=rf"{uri}/1\.json: there is no such object"):
@@ -232,7 +232,7 @@ def test_a_store_goes_to_another_process(uri: str) -> None:
     assert pickle.loads(pickle.dumps(store)).read("1.json") == b"x"
 
 
-def test_a_missing_bucket_is_said(folder: Path, uri: str) -> None:
+def test_a_missing_bucket_is_reported(folder: Path, uri: str) -> None:
     with pytest.raises(
         ArtifactError,
         match=r"^s3://no-such-bucket/x: there is no bucket 'no-such-bucket' at http://127",
@@ -243,7 +243,7 @@ def test_a_missing_bucket_is_said(folder: Path, uri: str) -> None:
         open_store("s3://")
 
 
-def test_missing_credentials_and_a_missing_profile_are_said(
+def test_missing_credentials_and_a_missing_profile_are_reported(
     uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
@@ -255,7 +255,7 @@ def test_missing_credentials_and_a_missing_profile_are_said(
         Registry(uri)
 
 
-def test_a_refused_access_is_said_with_what_is_needed(
+def test_a_refused_access_is_reported_with_the_permissions_that_are_needed(
     uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     s3.instead(monkeypatch, "put_object", lambda request, usual: s3.refusal(403, "AccessDenied"))
@@ -265,7 +265,7 @@ def test_a_refused_access_is_said_with_what_is_needed(
         ObjectStore(uri).create("1.json", b"x")
 
 
-def test_an_endpoint_that_does_not_answer_or_is_no_url_is_said(
+def test_an_endpoint_that_does_not_answer_or_is_not_a_url_is_reported(
     uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
@@ -288,7 +288,7 @@ def test_an_endpoint_that_does_not_answer_or_is_no_url_is_said(
         ),
     ],
 )
-def test_a_missing_library_is_said_with_what_to_install(
+def test_a_missing_library_is_reported_with_the_command_that_installs_it(
     module: str, uri: str, problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
