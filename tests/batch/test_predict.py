@@ -1,5 +1,5 @@
-"""A release over a library: every id once, bad rows set aside, the answers of `medray.load`; killed
-half way and gone on with."""
+"""A release predicts a whole dataset: each id once, bad rows set aside, predictions as from
+`medray.load`, and a resume after a kill."""
 
 import json
 import os
@@ -69,7 +69,7 @@ def library(path: Path, num_rows: int) -> list[dict[str, str]]:
 
 
 def predict(runs: Path, reference: str, source: Path, output: Path, *options: str) -> int:
-    """By Ray, since actors are asked for."""
+    """Predict on Ray, since the number of actors is given."""
     return predict_here(runs, reference, source, output, "--actors", "2", *options)
 
 
@@ -504,7 +504,7 @@ def test_a_choice_is_answered_too_and_too_many_bad_rows_stop_the_run_until_more_
         "id": [str(number) for number in range(50)],
         "text": [row["text"] for row in inputs] + [""] * 10,
     }
-    pq.write_table(pa.table(texts), tmp_path / "some.parquet")  # whose texts are read once
+    pq.write_table(pa.table(texts), tmp_path / "some.parquet")  # its texts are read once
     assert predict(runs, "triage", tmp_path / "some.parquet", tmp_path / "some") == 1
     assert (
         "10 of 50 rows were set aside, more than --max-bad 0.1; one is some.parquet:41: the "

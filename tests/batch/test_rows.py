@@ -1,4 +1,4 @@
-"""What a library of rows is read as, whatever its form, and what becomes of rows that cannot be."""
+"""The rows of an input in each format, and rows that cannot be predicted."""
 
 import gzip
 import json

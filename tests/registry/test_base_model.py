@@ -1,5 +1,5 @@
-"""A base model before training: what a study of choices starts from, and where there is nothing to
-ask."""
+"""A base model before training is evaluated for a task of choices, and refused for a task with a
+new head."""
 
 import logging
 from pathlib import Path

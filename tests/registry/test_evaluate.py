@@ -1,4 +1,4 @@
-"""Rows that trained a model never judge it: they are known by row, whatever files they stand in."""
+"""Training rows of a model never evaluate it. They are recognized by their content, in any file."""
 
 import json
 import shutil
@@ -116,4 +116,4 @@ def test_rows_that_a_task_brings_to_training_are_not_among_all_rows(tmp_path: Pa
     evaluation = evaluate.evaluate(
         str(folder), study.data, "all", storage_path=str(tmp_path), log_dir=tmp_path / "log"
     )
-    assert evaluation.metrics.num_rows > 24  # with the pairs that are held out
+    assert evaluation.metrics.num_rows > 24  # with the held-out pairs

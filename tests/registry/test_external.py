@@ -1,4 +1,4 @@
-"""Releases that no trial made: an adapter that was trained elsewhere, and a base model as it is."""
+"""Releases without a trial: an adapter from other software, and a base model."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ TEXTS = ["tumour of the lung", "blood pressure after therapy"]
 
 
 def elsewhere(folder: Path, base: Path) -> tuple[Path, np.ndarray]:
-    """What a script with plain PEFT leaves behind, and what its model says."""
+    """Return the adapter folder of a script with plain PEFT, and its model's predictions."""
     torch.manual_seed(3)
     plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
     model = peft.get_peft_model(

@@ -1,4 +1,4 @@
-"""One class predicts: what it accepts, and what it refuses to become."""
+"""`LoadedRelease`: the inputs that it accepts, and its merge with a base model."""
 
 from pathlib import Path
 from typing import Any

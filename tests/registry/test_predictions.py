@@ -1,5 +1,5 @@
-"""What a release answers is the same wherever it is asked: HTTP, evaluate and `medray.load` go
-through one calibration."""
+"""The predictions of a release are the same over HTTP, in `evaluate` and from `medray.load`: all
+use one calibration."""
 
 import json
 import time

@@ -1,5 +1,5 @@
-"""A new system prompt is a new version of a release: nothing is trained, and every way to ask it
-obeys."""
+"""A new system prompt is a new version of a release. It needs no training, and all ways to query
+the release use it."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def test_it_is_published_without_training_and_obeyed(
     assert second.record.content_id == first.record.content_id
     assert len(list((tmp_path / "checkpoints").iterdir())) == 1
     assert second.record.notes == "instruct@1 with another system"
-    before, after = first.load(), second.load()  # the probe of one checkpoint holds for both
+    before, after = first.load(), second.load()  # both have the probe of one checkpoint
     messages = [Message("user", "fever after surgery")]
     tokens = [
         release.task.prompt(messages, release.engine.tokenizer, 6) for release in (before, after)

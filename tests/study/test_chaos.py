@@ -1,5 +1,5 @@
-"""What is killed in the middle of a study, and that the study ends as if nothing had been: by
-figures, epoch for epoch."""
+"""Processes are killed in the middle of a study. Its metrics are those of an undisturbed study,
+epoch by epoch."""
 
 import os
 import re

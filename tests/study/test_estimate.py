@@ -1,5 +1,4 @@
-"""What a study will take: counted against a real step on real tensors, and the arithmetic around
-it."""
+"""Estimates of a study, compared with a real step on real tensors, and their arithmetic."""
 
 import json
 import os
@@ -182,7 +181,7 @@ def cluster(cpus: float = 8, gpus: float = 0, nodes: int = 1) -> Cluster:
 
 @pytest.fixture(autouse=True)
 def each_shape_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counting takes a second; the arithmetic around it is asked many times for the same shape."""
+    """Measure each shape once: a measurement takes a second, and many tests use the same shapes."""
     footprints: dict[str, Footprint] = {}
     measure = footprint.measure
 
@@ -283,7 +282,7 @@ def test_estimates_are_within_a_quarter_of_what_a_trial_took(shape: str) -> None
     script = ROOT / "jobs" / "bench" / "memory.py"
     environment = os.environ | {
         "MALLOC_MMAP_THRESHOLD_": str(1 << 18)
-    }  # or glibc keeps what was freed
+    }  # otherwise glibc keeps freed memory
     process = subprocess.run(
         [sys.executable, script, "--one", shape],
         env=environment,

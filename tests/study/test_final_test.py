@@ -1,4 +1,4 @@
-"""What the last look measures: a base model and its trained copy alike."""
+"""The final test measures a base model and its fine-tuned copy alike."""
 
 from collections.abc import Sequence
 from pathlib import Path

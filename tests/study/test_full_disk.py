@@ -1,5 +1,5 @@
-"""A disk that fills up while a study writes to it: one sentence, nothing half-written, and a study
-that goes on once there is room."""
+"""The disk fills up during a study. The error is one sentence, no file is incomplete, and the study
+resumes once there is room."""
 
 import errno
 import os

@@ -1,5 +1,5 @@
-"""A disk that fills up while a study writes to it, on Ray: one sentence, nothing half-written, and
-a study that goes on once there is room."""
+"""The disk fills up during a study on Ray. The error is one sentence, no file is incomplete, and
+the study resumes once there is room."""
 
 import time
 from pathlib import Path

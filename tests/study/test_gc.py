@@ -1,4 +1,4 @@
-"""What may go of a study that has ended, and what never goes."""
+"""Files of a finished study that `medray gc` removes, and files that it always keeps."""
 
 import shutil
 from dataclasses import replace

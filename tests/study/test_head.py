@@ -1,5 +1,5 @@
-"""The head of a cluster dies. Ray ends the study's process with it; what the cluster knew lies in
-Redis, and the nodes come back to a new head."""
+"""The head of a cluster dies, and Ray ends the study. The state of the cluster is in Redis, and the
+nodes join a new head."""
 
 import os
 import shutil
@@ -93,7 +93,7 @@ def test_a_study_is_resumed_on_a_head_that_was_started_again(
     nodes.run("restart", 0)
     wait_for_nodes(nodes.cluster_env, [nodes.address(1), nodes.address(2)])
     print(f"a head and both nodes after {time.monotonic() - start:.0f} s")
-    assert [nodes.raylet(1), nodes.raylet(2)] == before  # nobody started them again
+    assert [nodes.raylet(1), nodes.raylet(2)] == before  # without a restart
     end = Study(path, "--resume", cluster_env=nodes.cluster_env).end()
     assert end.status == 0, end.output
     run = latest(tmp_path / "runs" / "tiny")

@@ -1,5 +1,5 @@
-"""What a command and the processes of a study need not import, which would take seconds and memory
-in each."""
+"""Commands and processes of a study import no unnecessary package, which would cost seconds and
+memory in each."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ import pytest
         (
             "medray.cli",
             "torch transformers peft ray pandas",
-        ),  # of every command, before it is known what it does
+        ),  # of each command, before its own imports
         (
             "medray.study.ray_tune",
             "torch transformers peft",

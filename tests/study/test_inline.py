@@ -13,7 +13,7 @@ from medray.training.assignment import Assignment
 
 
 class Cycle:
-    """What only the collector frees."""
+    """An object that only the garbage collector frees."""
 
     def __init__(self) -> None:
         self.itself = self

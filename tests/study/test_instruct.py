@@ -1,5 +1,5 @@
-"""A study of answers in words, from YAML to a report and a release: what has no labels goes through
-the same chain."""
+"""A study of generated answers, from YAML to a report and a release. A task without labels uses the
+same stages."""
 
 import json
 from pathlib import Path
@@ -57,7 +57,9 @@ def test_answers_in_words_are_ranked_compared_reported_and_published(
         "over_refusal",
     } <= best.test.keys()
     assert best.validation["perplexity"] > 1
-    assert "perplexity" not in best.test  # nobody reads a test row's answer before it is judged
+    assert (
+        "perplexity" not in best.test
+    )  # the answers of test rows stay closed until the final test
     assert best.test_interval is not None
     assert best.test_interval.low <= best.test["safe_answer_f1"] <= best.test_interval.high
     assert any("95 % interval" in sentence for sentence in leaderboard_files.sentences(board))

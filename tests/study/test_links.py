@@ -1,5 +1,5 @@
-"""Nodes that do not see the study's folder, and a node whose link is cut: raylets in mount and
-network namespaces of their own."""
+"""Nodes without access to the study's folder, and a node with a cut link. The raylets have their
+own mount and network namespaces."""
 
 import os
 import subprocess

@@ -1,5 +1,5 @@
-"""What merging a 4-bit model does to its F1 is measured on validation rows, kept with the release,
-and heeded."""
+"""The effect of merging a 4-bit model on F1 is measured on validation rows, stored with the
+release, and respected."""
 
 import logging
 from pathlib import Path
@@ -50,7 +50,7 @@ def test_a_finalist_answers_validation_rows_merged_as_well(
     assert predictions.task.score(predictions.merged, data.validation).values[
         "f1_macro"
     ] == pytest.approx(f1, abs=0.005)
-    # The figure is the merged model's own: a merge that loses the adapter shows.
+    # The score is the merged model's own: it shows a merge that loses the adapter.
     monkeypatch.setattr(adapter, "merge", lambda model: model.unload())
     wrong = candidates.predict(str(checkpoint_dir), data.unlabelled_test(), data.validation, 1)
     assert wrong.test == predictions.test

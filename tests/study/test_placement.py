@@ -1,4 +1,4 @@
-"""What a trial takes of a cluster, and that what can never run is told at once."""
+"""The resources of a trial on a cluster. A trial that can never run is refused at once."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a study may write is known before it starts, and what does not fit is refused."""
+"""The disk space of a study is estimated before its start. A study that does not fit is refused."""
 
 import shutil
 from pathlib import Path

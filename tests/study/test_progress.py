@@ -1,4 +1,4 @@
-"""What a search says of how it goes."""
+"""The progress that a search prints."""
 
 import io
 import time
@@ -34,7 +34,7 @@ def test_what_is_left_shrinks_while_a_trial_runs_and_counts_those_beside_it(
     progress.on_trial_start(record("looked-up"))
     progress.on_trial_end(
         record("looked-up", "finished")
-    )  # of an earlier run: it says nothing about how long one takes
+    )  # from an earlier process: it has no duration here
     assert progress.eta_s is None
     progress.on_trial_start(record("one"))
     now = 100.0
@@ -59,7 +59,7 @@ def test_trials_that_ended_before_a_resume_count_as_ended_and_not_as_waiting() -
     progress.on_trial_end(record("eleven", "finished"))
     assert "11/12 trials ended" in progress.summary()
     assert progress.eta_s is not None
-    assert progress.eta_s < 1  # nobody waits
+    assert progress.eta_s < 1  # no stage is open
 
 
 def step(file: StatusFile, number: int, loss: float = 0.5) -> None:
@@ -139,7 +139,7 @@ def test_a_status_is_written_every_few_seconds_at_most_and_never_fails(tmp_path:
     step(file, 1)
     step(file, 2)
     assert status.read(tmp_path) == status.Status(status.TRAINING, 1, 1, 96, 0.5, 1234.0)
-    file.stage("evaluating")  # tells of the last step, written or not
+    file.stage("evaluating")  # the last step is known even when it is not written
     content = status.read(tmp_path)
     assert content is not None
     assert (content.stage, content.step) == ("evaluating", 2)

@@ -1,5 +1,5 @@
-"""From a judged checkpoint to a release: what its analysis says goes along, and a rule of
-abstention may be another."""
+"""A checkpoint with an evaluation becomes a release. Its analysis is stored with it, and the rule
+of abstention may change."""
 
 import shutil
 from dataclasses import replace
@@ -29,7 +29,7 @@ from medray.tasks.base.protocol import restore
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run whose only trial was judged."""
+    """A run with one evaluated trial."""
     place = tmp_path_factory.mktemp("judged")
     study = tiny.study(place)
     own_run = Run.start(study)
@@ -61,7 +61,7 @@ def test_a_winner_is_published_with_its_calibration_and_behaviour(run: Run, tmp_
     assert record.calibration == analysis.best.calibration
     assert record.test is not None
     assert record.test.ece == (analysis.best.test.before.ece, analysis.best.test.after.ece)
-    assert record.test.answered is None  # no precision was asked for
+    assert record.test.answered is None  # without a required precision
 
 
 def test_another_rule_of_abstention_is_another_version_and_the_same_one_is_not(
@@ -168,7 +168,7 @@ def test_a_study_that_is_looked_at_again_leaves_an_alias_that_was_moved_since(
     )
     registry.point("cancer", "best", registry.publish(str(other), "cancer").record.version)
     release = again()
-    assert again() == release  # nobody asked for another release again
+    assert again() == release  # the same release as before
 
 
 def board_against(baseline: float, *, is_tie: bool, metric: str = "f1_macro") -> Leaderboard:
@@ -207,9 +207,7 @@ def test_a_winner_that_a_baseline_beats_on_validation_rows_is_not_published(
     ) in reason
     assert f"({metric} {better:.4f} against 0.6000)" in reason
     for reason in (
-        publish.refusal(
-            study, board_against(better, is_tie=True, metric=metric)
-        ),  # the rows cannot tell
+        publish.refusal(study, board_against(better, is_tie=True, metric=metric)),  # a tie
         publish.refusal(study, board_against(1.2 - better, is_tie=False, metric=metric)),
         publish.refusal(tiny.study(tmp_path, "publish={name: cancer, allow_worse: true}"), board),
         publish.refusal(tiny.study(tmp_path), board),  # nothing is to be published

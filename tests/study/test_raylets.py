@@ -1,5 +1,5 @@
-"""Studies on a cluster of three raylets: over several nodes they find what one finds, and a node
-may die. The head offers no CPU."""
+"""Studies on a cluster of three raylets. Several nodes give the results of one, and a node may die.
+The head offers no CPU."""
 
 import os
 import re
@@ -63,8 +63,8 @@ def placements(run: Run) -> dict[str, list[list[str]]]:
 
 
 def everything_is_whole(run: Run) -> None:
-    """No checkpoint and no release is half there: every file has the hash that its manifest
-    says."""
+    """Check that all checkpoints and releases are complete: each file has the hash in its
+    manifest."""
     assert Registry(str(run.storage_dir)).names() == ["cancer"]
     release = Registry(str(run.storage_dir)).resolve("cancer@best")
     assert release.record.version == 1

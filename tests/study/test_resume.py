@@ -1,4 +1,4 @@
-"""What may differ when a study goes on, and what would mix two studies under one name."""
+"""Settings that a resume may change, and settings that would mix two studies under one name."""
 
 from pathlib import Path
 

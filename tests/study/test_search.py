@@ -1,4 +1,4 @@
-"""The search as a machine of its own: whose turn it is, who stops, and when it is over."""
+"""The search without Ray: the order of base models, early stops, and the end of the search."""
 
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def test_rungs_stop_what_is_not_among_the_best_so_far() -> None:
     assert not rungs.goes_on("c", 3.0, 0.65)
     assert not rungs.goes_on("d", 1.0, float("nan"))
     assert rungs.goes_on("e", 1.0, 0.6)  # as good as the best is no worse
-    assert rungs.goes_on("a", 3.0, 0.0)  # a repeated report is judged once
+    assert rungs.goes_on("a", 3.0, 0.0)  # a repeated report counts once
 
 
 def test_of_nine_equal_trials_asha_trains_less_than_half_of_the_epochs(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_budgets_end_the_search(tmp_path: Path) -> None:
     assert first
     search.begin("t", first)
     assert search.observe("t", 1.0, 0.5)
-    search.start()  # once the data is there
+    search.start()  # after the data is read
     now[0] = 120.0
     assert search.observe("t", 1.5, 0.5)
     search.spent_s = 39.0  # by a process before this one

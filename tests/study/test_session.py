@@ -1,5 +1,5 @@
-"""What a search does when it is cut off: by a disk that is full, and by Ray, which ends a process
-for want of memory."""
+"""A search that is interrupted by a full disk, or by Ray, which ends a process for lack of
+memory."""
 
 import errno
 import os
@@ -98,7 +98,7 @@ def test_a_trial_that_waits_or_came_further_is_not_counted_for_the_memory_of_ano
     first = open_session(study, here, tmp_path)
     first.search.start()
     assert all(first.next() for _ in range(3))
-    session = open_session(study, here, tmp_path)  # all three are to be gone on with
+    session = open_session(study, here, tmp_path)  # all three are to be resumed
     session.search.start()
     names = [f"tiny-bert-00{number}" for number in range(3)]
 
@@ -141,7 +141,7 @@ def test_an_interrupted_search_waits_for_the_trials_that_train_and_asks_the_othe
     )
 
     session.interrupt()
-    assert not caplog.messages  # nobody trains: it does not wait
+    assert not caplog.messages  # no trial trains, so it does not wait
     assert evaluating.is_requested()
 
     training.open()

@@ -24,7 +24,7 @@ RATE = "search.space={train.learning_rate: {choice: [0.01, 0.02, 0.03, 0.04]}}"
 
 
 def alone(study: StudyConfig, folder: Path) -> list[Evaluation]:
-    """What the study's first trial does without Ray."""
+    """Run the study's first trial without Ray, and return its history."""
     folder.mkdir()
     return tiny.trial(study, folder).run().history
 
@@ -38,8 +38,8 @@ class Comparison:
 
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
-    """One study over an encoder under two settings and a decoder, for all tests that look at what
-    it did."""
+    """Run one study over an encoder with two settings and a decoder, shared by the tests of its
+    results."""
     folder = tmp_path_factory.mktemp("comparison")
     bert, llama = tiny.base(folder, "bert"), tiny.base(folder, "llama")
     bases = (
@@ -173,8 +173,8 @@ def test_a_trial_that_is_stopped_early_keeps_its_best_epoch(tmp_path: Path) -> N
 
 @pytest.fixture(scope="module")
 def failing_study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
-    """A study whose second base model never trains, and a setting of the first one neither: its
-    run, and how it ended."""
+    """Run a study whose second base model never trains, and one setting of the first neither.
+    Return its run and its error."""
     folder = tmp_path_factory.mktemp("failing_study")
     bert, llama = tiny.base(folder, "bert"), tiny.base(folder, "llama")
     space = "{train.samples_per_step: {grid: [8, 4]}, train.learning_rate: {grid: [0.01, 1.0e+30]}}"

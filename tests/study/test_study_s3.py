@@ -1,4 +1,4 @@
-"""A study whose releases go to S3."""
+"""A study with releases in S3."""
 
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,5 @@
-"""A study that is extended, one whose trials fail, and one whose base model is broken and
-mended."""
+"""A study that is extended, a study with failing trials, and a study with a broken base model that
+is repaired."""
 
 import logging
 import shutil
@@ -39,9 +39,7 @@ def test_a_study_that_has_ended_is_extended_ranked_anew_and_published_where_its_
     with pytest.raises(
         Exception, match=r"search\.space\.train\.learning_rate\.choice was 'not set'"
     ):
-        Run.resume(
-            more
-        )  # a space of the study's would change what the first base model is searched by
+        Run.resume(more)  # a search space of the study would change that of the first base model
     own = "{train.learning_rate: {choice: [0.01, 0.02, 0.03, 0.04]}}"
     more = tiny.study(
         tmp_path,
@@ -63,7 +61,7 @@ def test_a_study_that_has_ended_is_extended_ranked_anew_and_published_where_its_
         after.release.reference,
         Registry(more.storage_path).resolve("cancer@best").record.version,
     ) == ("cancer@2", 2)
-    again = run(more, RecordingWatcher(), Run.resume(more))  # nothing more is asked for
+    again = run(more, RecordingWatcher(), Run.resume(more))  # the study has nothing more to do
     assert again.board.num_openings == 2
     assert again.release is not None
     assert again.release.reference == "cancer@2"

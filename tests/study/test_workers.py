@@ -1,5 +1,5 @@
-"""What is lost when a worker of a trial dies, and that a trial takes the workers that are free.
-Each costs half a minute of Ray Train."""
+"""The loss of training when a worker of a trial dies, and a trial that takes all free workers. Each
+test takes half a minute of Ray Train."""
 
 import os
 import re
@@ -46,8 +46,8 @@ Scores = tuple[list[Evaluation], int]  # by epoch, and the best one
 def run_both(
     study: StudyConfig, alone: StudyConfig, cluster: Cluster, folder: Path
 ) -> tuple[Scores, Scores]:
-    """A study of one trial, one of whose two workers is killed, and the same trial in this process;
-    prints what happened."""
+    """Run a study of one trial, kill one of its two workers, and run the same trial in this
+    process. Print the events."""
     killer, start = Killer(), time.monotonic()
     outcome = ray_studies.run(study, cluster, killer)
     seconds = time.monotonic() - start
@@ -109,7 +109,7 @@ def test_the_train_page_of_the_dashboard_lists_trials_of_ray_train(
 
     study = tiny.study(tmp_path, "resources.launcher=train", "train.epochs=1")
     (record,) = ray_studies.run(study, cluster).run.records()
-    state = get_state_actor()  # which the page asks
+    state = get_state_actor()  # the page requests it
     assert state is not None
     assert (record.trial, "FINISHED") in {
         (run.name, run.status.value) for run in ray.get(state.get_train_runs.remote()).values()
