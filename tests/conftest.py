@@ -19,7 +19,8 @@ from medray.runtime.cluster import Cluster, start_cluster
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real data sets; tests that need it skip, and say so, where it is not there."""
+    """Return the folder of real data sets. Tests that need it skip with a reason where it is
+    missing."""
     folder = os.environ.get("MEDRAY_TEST_DATA")
     if not folder or not Path(folder).is_dir():
         pytest.skip("MEDRAY_TEST_DATA names no folder of real data")

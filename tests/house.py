@@ -1,8 +1,6 @@
-"""`python tests/house.py [PATH]`: the shape of a checkout of medray in figures: modules, layers,
-circles, sizes, names.
-
-It reads source and imports nothing of medray, so that it also reads older checkouts. `--write`
-renews CONTRIBUTING's table of layers."""
+"""`python tests/house.py [PATH]` prints the shape of a checkout of medray: modules, layers,
+circles, sizes, names. It reads source and imports nothing of medray, so it also reads older
+checkouts. `--write` renews the table of layers in CONTRIBUTING.md."""
 
 import ast
 import math
@@ -95,7 +93,7 @@ class House:
 
     @cached_property
     def imports(self) -> dict[str, set[str]]:
-        """What each module imports when it runs, inside functions too."""
+        """The modules that each module imports at run time, inside functions too."""
         return {name: set(_imports(module, self.modules)) for name, module in self.modules.items()}
 
     @cached_property
@@ -210,7 +208,7 @@ def _imports(module: Module, modules: Mapping[str, Module]) -> Iterator[str]:
 
 
 def _when_running(node: ast.AST) -> Iterator[ast.AST]:
-    """Everything below a node, but what only a type checker reads."""
+    """Yield all nodes below a node, except code for type checkers."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
             continue
@@ -246,12 +244,10 @@ def circles(imports: Mapping[str, set[str]]) -> list[list[str]]:
 
 
 def computes_f1(tree: ast.Module) -> bool:
-    """Whether a file divides twice something by something (2 hits / (true + predicted), 2 pr / (p +
-    r)) or calls a library's F1.
-
-    A division is `/`, or a call of a function whose name ends in `ratio` or `divide`. Names that
-    stand for a doubles value are followed within the file. What is only scaled (`2 * low / 3`) is
-    none: the divisor is a sum, a name or a call."""
+    """Return whether a file divides a doubled value (2 hits / (true + predicted), 2 pr / (p + r))
+    or calls a library's F1. A division is `/`, or a call of a function whose name ends in `ratio`
+    or `divide`. Names of doubled values count within the file. A scaled value (`2 * low / 3`) does
+    not count: the divisor must be a sum, a name or a call."""
     doubles = {
         target.id
         for node in ast.walk(tree)

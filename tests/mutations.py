@@ -1,8 +1,6 @@
-"""Break a promise on purpose and see a test fail: `python tests/mutations.py`. Each edit is made in
-a copy of the tree.
-
-`python tests/mutations.py "test rows" alias` makes those whose sentence holds one of the words.
-"""
+"""Break a promise on purpose, and run the tests that must fail: `python tests/mutations.py`. Each
+edit is made in a copy of the tree. `python tests/mutations.py "test rows" alias` makes the edits
+whose sentence contains one of the words."""
 
 import os
 import shutil

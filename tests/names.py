@@ -1,5 +1,5 @@
-"""Names that say what happened to a thing instead of what it is: `python tests/names.py [PATH ...]`
-prints them with file and line, and class names and file names that mean two things."""
+"""`python tests/names.py [PATH ...]` prints participles among the names of a path, with file and
+line, and class and file names with two meanings in the package."""
 
 import ast
 import re
@@ -42,7 +42,7 @@ KEYS = {
     "medray/reports/review.py": {"given", "predicted", "suggested"},
     "medray/tasks/base/route.py": {"masked"},
 }
-# `is_known` asks and `num_failed` counts; both say so.
+# `is_known` is a question and `num_failed` a count.
 PREFIXES = ("is_", "has_", "are_", "was_", "num_")
 # Class names that every module of a seam has.
 SEAM_CLASSES = {"Options", "Request", "Response", "Task", "Strategy"}

@@ -1,4 +1,4 @@
-"""cluster/ against what reads it: Ray's schema of `ray up`, the Dockerfile's own sources,
+"""The files of cluster/ fit their readers: Ray's schema of `ray up`, the Dockerfile's sources,
 shellcheck, and the versions of constraints.txt."""
 
 import json
@@ -37,7 +37,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def commands(dockerfile: str) -> list[tuple[str, str]]:
-    """Instructions with what follows them, continued lines put together."""
+    """Return the instructions of a Dockerfile with their arguments, continued lines joined."""
     text = re.sub(
         r"\\\n\s*",
         "",
@@ -174,7 +174,7 @@ def test_shell_scripts_pass_shellcheck() -> None:
 
 
 def served_with(tmp_path: Path, **settings: str) -> subprocess.CompletedProcess[str]:
-    """cluster/serve.sh beside a `medray` that tells what it was called with."""
+    """Run cluster/serve.sh beside a `medray` that prints its arguments."""
     fake = tmp_path / "medray"
     fake.write_text(
         '#!/bin/sh\necho "$@"\nfor last; do :; done\n[ -f "$last" ] && cat "$last"\nexit 0\n'

@@ -1,4 +1,4 @@
-"""The image, built where a Docker daemon is; elsewhere this says that it was not."""
+"""Build the image where there is a Docker daemon; otherwise skip with a reason."""
 
 import os
 import subprocess

@@ -161,8 +161,8 @@ def test_a_promise_of_a_document_without_a_row_or_with_two_and_a_row_of_none_are
 
 
 def commands(page: str, program: str = "medray") -> Iterator[str]:
-    """Every call of a program on a page: lines of shell, and what stands between backquotes in a
-    line."""
+    """Yield each call of a program on a page: from lines of shell, and from text between
+    backquotes."""
     call = re.compile(rf"(?:\$ |[A-Z_]+=\S+ )*({program} .*)")
     for kind, block in re.findall(r"^ *```(\w*)\n(.*?)^ *```", page, re.DOTALL | re.MULTILINE):
         if kind in ("bash", "sh", "console"):
@@ -175,7 +175,7 @@ def commands(page: str, program: str = "medray") -> Iterator[str]:
 
 
 def wrong(call: str) -> str | None:
-    """What the command line would refuse: a command or an option that is not there. Placeholders
+    """Return why the command line would refuse a call: an unknown command or option. Placeholders
     stand for values."""
     command: Any = typer.main.get_command(app)
     words = shlex.split(re.split(r"\s[|&;>]", call)[0], comments=True)[1:]
@@ -226,8 +226,8 @@ WRONG_CALL: Any = typer.BadParameter.__base__  # typer brings a click of its own
 
 
 def refused_job(call: str) -> str | None:
-    """What Ray, the submitted script's command or its study would refuse of a `ray job submit`,
-    without a cluster."""
+    """Return why Ray, the script or its study would refuse a `ray job submit`, without a
+    cluster."""
     words = shlex.split(call, comments=True)[3:]
     if "--" not in words:
         return f"{call}: submits nothing"

@@ -1,5 +1,5 @@
-"""The package keeps its shape: bounds of what `make house` prints. A lower figure is a reason to
-lower its bound."""
+"""The bounds of the package: sizes and counts that `make house` prints. A lower count is a reason
+to lower its bound."""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What `make` installs with: uv, told what pip is configured with; pip where uv is not to be had or
+"""`make` installs with uv, in the configuration of pip, and with pip where uv is missing or
 fails."""
 
 import importlib.util
@@ -27,8 +27,8 @@ def install() -> ModuleType:
 def calls(
     install: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> list[tuple[list[str], Mapping[str, str]]]:
-    """Commands that would be run, and what they would find in their environment. pip is configured
-    with an index and folders."""
+    """Record the commands and their environments without running them. pip is configured with an
+    index and folders."""
     commands: list[tuple[list[str], Mapping[str, str]]] = []
     (tmp_path / "wheels").mkdir()
     (tmp_path / "pip.conf").write_text(

@@ -1,5 +1,5 @@
-"""What stands beside a job is first on its import path: a file named like a package would break
-every import of it."""
+"""Files beside a job come first on its import path. A file with the name of a package would break
+its imports."""
 
 import json
 import subprocess

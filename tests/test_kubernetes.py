@@ -226,7 +226,7 @@ def test_the_network_policy_covers_every_pod_and_opens_only_ports_that_they_have
         for container in pod["spec"]["containers"]
         for port in container.get("ports", [])
     }
-    assert ports <= kinds | {52365}  # Ray's agent, which probes ask too
+    assert ports <= kinds | {52365}  # Ray's agent, which probes request too
     assert all(rule["from"] for rule in policy["ingress"])  # an empty list would let everybody in
     assert policy["policyTypes"] == ["Ingress", "Egress"]
 

@@ -1,4 +1,4 @@
-"""What is stored of a trial: its bytes are those that an earlier medray wrote."""
+"""The records of a trial keep the bytes of an earlier medray."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The software bill of materials names what is installed."""
+"""The software bill of materials names the installed packages."""
 
 import json
 import subprocess

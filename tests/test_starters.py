@@ -1,4 +1,4 @@
-"""The starter models, for real: what a newcomer trains first."""
+"""The starter models, trained for real as a newcomer would."""
 
 import json
 from pathlib import Path
@@ -63,8 +63,8 @@ def test_smollm2_with_a_head_trains_on_its_top_layers_and_reloads_exactly(tmp_pa
 def test_on_notes_of_unseen_clinics_a_fine_tuned_model_beats_counted_words(
     tmp_path: Path, seed: int
 ) -> None:
-    """Each seed deals out the clinics anew. An edit of scope changes a label, one of case does
-    not."""
+    """Each seed assigns the clinics to other splits. An edit of scope changes a label, an edit of
+    case does not."""
     trial, folder = train_starter(
         tmp_path,
         "quickstart",

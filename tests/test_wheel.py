@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 def test_the_wheel_holds_the_package_alone_and_works_from_any_folder(tmp_path: Path) -> None:
     source = (
         tmp_path / "source"
-        # a copy, since setuptools leaves a folder `build` there and packs what lies in it the next
+        # a copy, since setuptools leaves a folder `build` there and packs its content the next
         # time
     )
     source.mkdir()
