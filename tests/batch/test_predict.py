@@ -1,28 +1,22 @@
 """A release predicts a whole dataset: each id once, bad rows set aside, predictions as from
-`medray.load`, and a resume after a kill."""
+`medray.load`, and a resume of an interrupted run."""
 
 import json
 import os
-import random
 import re
-import shutil
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support import tiny
+from support.batches import STUDIES, answers_of, predict, predict_here, write_rows
 
 import medray
-from medray import cli
 from medray.batch import rows, single
 from medray.batch.driver import BatchRequest, ReadTask, prepare
 from medray.batch.pieces import Piece
@@ -30,65 +24,13 @@ from medray.batch.pool import Pool
 from medray.batch.predictor import UNANSWERABLE, Predictor, Work, predict_rows
 from medray.batch.rows import InputRow
 from medray.errors import ArtifactError, DataError
-from medray.registry.registry import Registry
 from medray.runtime.cluster import Cluster, Node
 from medray.types import Example, Prediction
-
-STUDIES: dict[str, Callable[..., Any]] = {
-    "cancer": tiny.study,
-    "triage": tiny.choice_study,
-    "answers": tiny.instruct_study,
-    "tags": lambda place, *settings: tiny.mention_study(
-        place, "{name: tagging, max_length: 64}", *settings
-    ),
-    "mentions": lambda place, *settings: tiny.mention_study(
-        place, "{name: extraction, max_length: 100, max_answer: 40}", *settings, family="llama"
-    ),
-}
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A storage path with a release of each task."""
-    folder = tmp_path_factory.mktemp("released")
-    registry = Registry(str(folder / "runs"))
-    for name, make in STUDIES.items():
-        (place := folder / name).mkdir()
-        registry.publish(tiny.trial(make(place, "train.epochs=1"), place).run().checkpoint, name)
-    return folder / "runs"
-
-
-def library(path: Path, num_rows: int) -> list[dict[str, str]]:
-    rng = random.Random(7)
-    inputs = [
-        {"id": f"r{number}", "text": tiny.text(rng, rng.randint(3, 20))}
-        for number in range(num_rows)
-    ]
-    pq.write_table(pa.Table.from_pylist(inputs), path)
-    return inputs
-
-
-def predict(runs: Path, reference: str, source: Path, output: Path, *options: str) -> int:
-    """Predict on Ray, since the number of actors is given."""
-    return predict_here(runs, reference, source, output, "--actors", "2", *options)
-
-
-def predict_here(runs: Path, reference: str, source: Path, output: Path, *options: str) -> int:
-    where = ["--input", str(source), "--output", str(output), "--storage-path", str(runs)]
-    return cli.main(["predict", reference, *where, "--precision", "fp32", *options])
-
-
-def answers_of(output: Path) -> dict[str, dict[str, Any]]:
-    return {
-        row["id"]: row
-        for path in output.glob("part-*.jsonl")
-        for row in map(json.loads, path.read_text().splitlines())
-    }
 
 
 @pytest.fixture
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither started nor imported."""
+    """Let the test fail if Ray is started or the pool is imported."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("medray.runtime.cluster.start_cluster", None)
     monkeypatch.setitem(sys.modules, "medray.batch.pool", None)
@@ -120,7 +62,7 @@ def test_only_the_rows_that_cannot_be_answered_are_set_aside(runs: Path) -> None
 def test_a_release_of_every_task_writes_what_the_loaded_release_says(
     runs: Path, tmp_path: Path, name: str
 ) -> None:
-    inputs = library(tmp_path / "rows.parquet", 12)
+    inputs = write_rows(tmp_path / "rows.parquet", 12)
     plan = prepare(
         BatchRequest(
             name, str(tmp_path / "rows.parquet"), str(tmp_path / "out"), str(runs), precision="fp32"
@@ -168,7 +110,7 @@ def test_what_was_finished_is_read_over_and_what_was_half_done_is_done_again(
 ) -> None:
     """The readers' pieces given to a worker, one after another, and the run cut off between two
     writes."""
-    inputs = library(tmp_path / "rows.parquet", 300)
+    inputs = write_rows(tmp_path / "rows.parquet", 300)
     request = BatchRequest(
         "cancer",
         str(tmp_path / "rows.parquet"),
@@ -243,7 +185,7 @@ def test_what_is_wrong_is_said_in_a_sentence_before_ray_starts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    library(tmp_path / "rows.parquet", 3)
+    write_rows(tmp_path / "rows.parquet", 3)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_text("")
     monkeypatch.setattr("medray.runtime.cluster.start_cluster", None)
@@ -258,7 +200,7 @@ def test_few_rows_are_answered_in_one_process_cut_off_and_gone_on_with(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    inputs = library(tmp_path / "rows.parquet", 100)
+    inputs = write_rows(tmp_path / "rows.parquet", 100)
     output, answer = tmp_path / "out.jsonl", Predictor.answer
 
     def cut_off(predictor: Predictor, piece: Piece) -> Any:
@@ -352,7 +294,7 @@ def test_more_rows_than_a_process_answers_go_to_ray_unread(
 ) -> None:
     monkeypatch.setattr(single, "MOST_ROWS", 50)
     for num_rows, is_small in ((50, True), (51, False)):
-        library(tmp_path / f"{num_rows}.parquet", num_rows)
+        write_rows(tmp_path / f"{num_rows}.parquet", num_rows)
         plan = prepare(
             BatchRequest(
                 "cancer",
@@ -383,240 +325,10 @@ def test_more_rows_than_a_process_answers_go_to_ray_unread(
     assert read == 51
 
 
-@pytest.mark.ray
-def test_ray_and_one_process_write_the_same_of_the_same_rows(
-    runs: Path, tmp_path: Path, cluster: Cluster
-) -> None:
-    library(tmp_path / "rows.parquet", 100)
-    for name, answer in (("ray", predict), ("here", predict_here)):
-        assert answer(runs, "cancer", tmp_path / "rows.parquet", tmp_path / f"{name}.jsonl") == 0
-    by_ray, here = answers_of(tmp_path / "ray.jsonl"), answers_of(tmp_path / "here.jsonl")
-    assert by_ray.keys() == here.keys()
-    for name, row in here.items():
-        assert list(row) == list(by_ray[name])
-        assert (row["labels"], row["abstained"]) == (
-            by_ray[name]["labels"],
-            by_ray[name]["abstained"],
-        )
-        assert list(row["probabilities"].values()) == pytest.approx(
-            list(by_ray[name]["probabilities"].values()), abs=1e-4
-        )
-    names = [
-        sorted(
-            {
-                path.name.split(".")[0].split("-")[0]
-                for path in (tmp_path / f"{name}.jsonl").iterdir()
-            }
-        )
-        for name in ("ray", "here")
-    ]
-    assert names[0] == names[1] == ["_done", "_precision", "_run", "_summary", "part"]
-    summaries = [
-        json.loads((tmp_path / f"{name}.jsonl" / "_summary.json").read_text())
-        for name in ("ray", "here")
-    ]
-    for summary in summaries:
-        del summary["parts"], summary["run"]["piece_rows"]
-    assert summaries[0] == summaries[1]
-
-
-@pytest.mark.ray
-def test_every_id_is_answered_once_as_by_the_loaded_release_and_bad_rows_are_set_aside(
-    runs: Path, tmp_path: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
-) -> None:
-    inputs = library(tmp_path / "rows.parquet", 300)
-    with (tmp_path / "rows.jsonl").open("w") as file:
-        bad: list[dict[str, object]] = [
-            {"id": "r5", "text": "fever again"},
-            {"id": "empty", "text": ""},
-            {"id": "five", "text": 5},
-            {"text": "lung"},
-        ]
-        file.writelines(json.dumps(row) + "\n" for row in [*inputs, *bad])
-    assert predict(runs, "cancer", tmp_path / "rows.jsonl", tmp_path / "out.parquet") == 0
-    result = pq.read_table(tmp_path / "out.parquet")
-    assert sorted(result["id"].to_pylist()) == sorted(
-        [row["id"] for row in inputs] + ["rows.jsonl:304"]
-    )
-    assert (result.schema.metadata[b"release"], result.schema.metadata[b"version"]) == (
-        b"cancer",
-        b"1",
-    )
-    answers = {row["id"]: row for row in result.to_pylist()}
-    for row, expectation in zip(
-        inputs,
-        medray.load("cancer", storage_path=str(runs)).predict([row["text"] for row in inputs]),
-        strict=True,
-    ):
-        answer = answers[row["id"]]
-        assert (answer["label"], answer["abstained"]) == (
-            expectation.labels[0],
-            expectation.abstained,
-        )
-        assert answer["confidence"] == pytest.approx(expectation.confidence, abs=1e-3)
-        assert list(answer["probabilities"].values()) == pytest.approx(
-            expectation.probabilities, abs=1e-3
-        )
-    aside = [
-        json.loads(line)
-        for path in (tmp_path / "out.parquet" / "_set_aside").iterdir()
-        for line in path.read_text().splitlines()
-    ]
-    assert sorted((line["id"], line["kind"]) for line in aside) == [
-        ("empty", rows.EMPTY),
-        ("five", rows.WRONG_TYPE),
-        ("r5", "repeated id"),
-    ]
-    summary = json.loads((tmp_path / "out.parquet" / "_summary.json").read_text())
-    assert (summary["rows"], summary["answered"], summary["set_aside"], summary["made_ids"]) == (
-        304,
-        301,
-        3,
-        1,
-    )
-    assert summary["parts"] > 1
-    assert (
-        "304 rows: 301 predicted, 3 set aside, 1 ids made of file and position"
-        in capsys.readouterr().out
-    )
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_choice_is_answered_too_and_too_many_bad_rows_stop_the_run_until_more_are_allowed(
-    runs: Path, tmp_path: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
-) -> None:
-    inputs = library(tmp_path / "rows.parquet", 40)
-    lines = [
-        "id;text",
-        *(f"{row['id']};{row['text']} naïve" for row in inputs),
-        *(f"b{number};" for number in range(10)),
-    ]
-    (tmp_path / "rows.csv").write_text("\n".join(lines), encoding="cp1252")
-    assert predict(runs, "triage", tmp_path / "rows.csv", tmp_path / "out.csv") == 1
-    message = (
-        "10 of 50 rows cannot be predicted, more than --max-bad 0.1, so the run did not start; the "
-        "first is rows.csv:42: the text is empty"
-    )
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out.csv").exists()
-    texts = {
-        "id": [str(number) for number in range(50)],
-        "text": [row["text"] for row in inputs] + [""] * 10,
-    }
-    pq.write_table(pa.table(texts), tmp_path / "some.parquet")  # its texts are read once
-    assert predict(runs, "triage", tmp_path / "some.parquet", tmp_path / "some") == 1
-    assert (
-        "10 of 50 rows were set aside, more than --max-bad 0.1; one is some.parquet:41: the "
-        "text is empty"
-    ) in capsys.readouterr().err
-    assert not (tmp_path / "some" / "_summary.json").exists()
-    assert (
-        predict(
-            runs,
-            "triage",
-            tmp_path / "rows.csv",
-            tmp_path / "out.csv",
-            "--resume",
-            "--max-bad",
-            "0.3",
-        )
-        == 0
-    )
-    assert "text: text    id: id    encoding: cp1252\n" in capsys.readouterr().out
-    (part,) = (tmp_path / "out.csv").glob("part-*.csv")
-    assert len(part.read_text().splitlines()) == 41
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_release_that_is_not_what_its_manifest_says_answers_nothing(
-    runs: Path, tmp_path: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
-) -> None:
-    library(tmp_path / "rows.parquet", 10)
-    storage = tmp_path / "runs"
-    shutil.copytree(runs, storage)
-    weights = Registry(str(storage)).resolve("cancer").folder() / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    assert predict(storage, "cancer", tmp_path / "rows.parquet", tmp_path / "out") == 1
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("medray: ")]
-    assert "adapter_model.safetensors was changed" in line
-    assert not list((tmp_path / "out").glob("part-*"))
-
-
-@pytest.mark.chaos
-@pytest.mark.slow
-def test_a_run_that_is_killed_half_way_goes_on_and_answers_every_id_once(
-    runs: Path, tmp_path: Path, cluster: Cluster
-) -> None:
-    inputs = library(tmp_path / "rows.parquet", 4000)
-    output = tmp_path / "out.jsonl"
-    where = [
-        "--input",
-        str(tmp_path / "rows.parquet"),
-        "--output",
-        str(output),
-        "--storage-path",
-        str(runs),
-    ]
-    command = [
-        sys.executable,
-        "-m",
-        "medray.cli",
-        "predict",
-        "cancer",
-        *where,
-        "--precision",
-        "fp32",
-        "--actors",
-        "1",
-        "--cpus",
-        "1",
-    ]
-    run = subprocess.Popen(
-        command, cwd=tmp_path, env=os.environ | {"RAY_ADDRESS": ""}, start_new_session=True
-    )
-    notes = output / "_done"
-    _wait(lambda: notes.is_dir() and len(list(notes.iterdir())) >= 2, run)
-    os.killpg(run.pid, signal.SIGKILL)  # the driver and its Ray
-    run.wait()
-    before = {path.name: path.stat().st_mtime_ns for path in output.glob("part-*")}
-    assert 0 < len(before) < -(-4000 // 500)
-    assert (
-        predict(
-            runs,
-            "cancer",
-            tmp_path / "rows.parquet",
-            output,
-            "--resume",
-            "--actors",
-            "1",
-            "--cpus",
-            "1",
-        )
-        == 0
-    )
-    assert {name: (output / name).stat().st_mtime_ns for name in before} == before
-    ids = [
-        json.loads(line)["id"]
-        for path in output.glob("part-*")
-        for line in path.read_text().splitlines()
-    ]
-    assert sorted(ids) == sorted(row["id"] for row in inputs)
-
-
-def _wait(until: Callable[[], bool], run: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + 120
-    while not until():
-        assert run.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def test_a_precision_that_the_first_worker_chose_and_another_lacks_is_an_error_with_a_remedy(
     runs: Path, tmp_path: Path
 ) -> None:
-    library(tmp_path / "rows.parquet", 10)
+    write_rows(tmp_path / "rows.parquet", 10)
     request = BatchRequest(
         "cancer",
         str(tmp_path / "rows.parquet"),

@@ -1,0 +1,1 @@
+from support.batches import runs  # noqa: F401  (a fixture)
