@@ -7,8 +7,8 @@ import names
 # Parts whose names are still to be changed.
 OPEN = {
     "medray/cli", "medray/config", "medray/runtime", "medray/serving", "jobs", "cluster",
-    "tests/attacks", "tests/cli", "tests/config", "tests/engines", "tests/models", "tests/runtime",
-    "tests/serving", "tests/stored", "tests/training",
+    "tests/attacks", "tests/cli", "tests/config", "tests/runtime",
+    "tests/serving", "tests/stored",
 }  # fmt: skip
 
 

@@ -21,8 +21,8 @@ from medray.models.libraries import base_of
 from medray.models.precision import arithmetic_of
 from medray.types import Chunk, Floats32, Head, Sampling
 
-_MOST_LOGITS = 1 << 26  # numbers per batch: 256 MB
-_MOST_EMBEDDINGS = 500  # per call
+MOST_LOGITS = 1 << 26  # numbers per batch: 256 MB
+MOST_EMBEDDINGS = 500  # per call
 _LEAST_SHARE = 0.75  # length of a row in a batch, as a share of the longest one
 
 
@@ -61,7 +61,7 @@ class TransformersEngine:
                 logits[batch] = outputs
             return logits
         sample: dict[int, Floats32] = {}
-        step = -(-len(inputs) // _MOST_EMBEDDINGS)
+        step = -(-len(inputs) // MOST_EMBEDDINGS)
         for batch, outputs, embeddings in self._batches_with_embeddings(inputs):
             logits[batch] = outputs
             sample |= {at: row for at, row in zip(batch, embeddings, strict=True) if at % step == 0}
@@ -112,7 +112,7 @@ class TransformersEngine:
         check_continuations(prompts, continuations)
         scores = np.zeros((len(prompts), len(continuations)), dtype=np.float32)
         places = scoring.row_length((), continuations) + 1
-        most = max(1, _MOST_LOGITS // (places * self.network.config.vocab_size))
+        most = max(1, MOST_LOGITS // (places * self.network.config.vocab_size))
         with self._computing():
             method = scoring.method(self.network)
             lengths = [scoring.row_length(prompt, continuations) for prompt in prompts]

@@ -182,7 +182,7 @@ def choose(
     """
     if choice != "auto":
         return PrecisionRecord(actual=choice, setting=choice)
-    names = (*key, *map(str, shape), str(torch.get_num_threads()), device, _processor(device))
+    names = (*key, *map(str, shape), str(torch.get_num_threads()), device, processor(device))
     return _once(*study, lambda: _once(folder, names, lambda: time_steps(forward, shape, device)))
 
 
@@ -258,7 +258,7 @@ def _is_clear(first: list[float], second: list[float]) -> bool:
     return max(first) < min(second) or max(second) < min(first)
 
 
-def _processor(device: str) -> str:
+def processor(device: str) -> str:
     """Return a description of the processor that differs between models."""
     if device == "cuda":
         return torch.cuda.get_device_name()

@@ -35,8 +35,8 @@ from medray.tasks.base.protocol import Chatting, Task, restore
 from medray.types import Encoded, Example, Split
 
 log = logging.getLogger(__name__)
-_BATCH = 1024  # rows per call of the tokenizer
-_PIECE = 8192  # rows per file of an encoding that is not finished
+ROWS_PER_BATCH = 1024  # rows per call of the tokenizer
+ROWS_PER_PIECE = 8192  # rows per file of an encoding that is not finished
 
 
 @dataclass(frozen=True)
@@ -214,9 +214,9 @@ def _prepare(dataset: Dataset, task: Task, tokenizer: Any, fingerprint: str, tab
     paths = []
     with dataset.stage("encoding", sum(map(len, sides.values()))) as progress:
         for number, (split, members) in enumerate(sides.items()):
-            for start in range(0, len(members), _PIECE):
+            for start in range(0, len(members), ROWS_PER_PIECE):
                 paths.append(pieces / f"{number}-{start:012}.arrow")
-                rows = list(members[start : start + _PIECE])
+                rows = list(members[start : start + ROWS_PER_PIECE])
                 if not paths[-1].exists():
                     new_file = paths[-1].with_suffix(f".{os.getpid()}")
                     Prepared.of(encode(split, rows, task, tokenizer), fingerprint).save(new_file)
@@ -233,8 +233,8 @@ def encode(
 ) -> Iterator[tuple[Encoded, Split, Mapping[str, str]]]:
     """Encode the rows of one split, each with its example's metadata."""
     metadata = {example.id: example.metadata for example in members}
-    for start in range(0, len(members), _BATCH):
-        for row in task.encode(members[start : start + _BATCH], tokenizer):
+    for start in range(0, len(members), ROWS_PER_BATCH):
+        for row in task.encode(members[start : start + ROWS_PER_BATCH], tokenizer):
             yield row, split, metadata[row.row_id]
 
 
@@ -242,7 +242,7 @@ def store_validation(
     validation: Sequence[Example], folder: Path
 ) -> list[dict[str, Any]] | dict[str, str]:
     """Return the rows as JSON, or for many rows the name of a file that every trial maps."""
-    if len(validation) <= _PIECE:
+    if len(validation) <= ROWS_PER_PIECE:
         return [asdict(example) for example in validation]
     digest = files.hash_text(json.dumps(asdict(example), sort_keys=True) for example in validation)
     path = folder / f"{digest[:32]}.rows.arrow"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 TRAINING = "training"
 _FILE = "status.json"
-_EVERY_S = 2.0  # because a step may take a millisecond, and the folder may be on NFS
+WRITE_INTERVAL_S = 2.0  # because a step may take a millisecond, and the folder may be on NFS
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class StatusFile:
         now = time.monotonic()
         if not self._start:
             self._start, self._first_step = now, step
-        is_due = self.status.stage != TRAINING or now - self._last_write >= _EVERY_S
+        is_due = self.status.stage != TRAINING or now - self._last_write >= WRITE_INTERVAL_S
         steps_here = step - self._first_step
         left_s = (now - self._start) / steps_here * (num_steps - step) if steps_here else None
         self.status = Status(TRAINING, epoch, step, num_steps, loss, tokens_per_s, left_s)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 _REQUEST = "stop"  # written by the study
 _TRAINS = "training"  # written by the trial
-_EVERY_S = 0.2  # between checks of a trial
+CHECK_INTERVAL_S = 0.2  # between checks of a trial
 
 
 class StopFiles:
@@ -32,7 +32,7 @@ class StopFiles:
         (self.folder / _TRAINS).unlink(missing_ok=True)
 
     def is_requested(self) -> bool:
-        if time.monotonic() < self._last_check + _EVERY_S:
+        if time.monotonic() < self._last_check + CHECK_INTERVAL_S:
             return False
         self._last_check = time.monotonic()
         return _is_written(self.folder / _REQUEST)

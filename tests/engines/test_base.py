@@ -20,17 +20,17 @@ class Bytes:
 
 def chunks(tokens: Sequence[int], sampling: Sampling, size: int) -> list[Chunk]:
     """The chunks of tokens that come `size` at a time."""
-    text, taken = GeneratedText(Bytes(), sampling, {END}), list[Chunk]()
+    text, pieces = GeneratedText(Bytes(), sampling, {END}), list[Chunk]()
     for start in range(0, len(tokens), size):
         for token in tokens[start : start + size]:
             text.add(token, TokenLogprob(str(token), -1.0))
             if text.finish:
                 break
         if chunk := text.take(7):
-            taken.append(chunk)
+            pieces.append(chunk)
         if text.finish:
             break
-    return taken
+    return pieces
 
 
 @pytest.mark.parametrize(
@@ -54,14 +54,14 @@ def chunks(tokens: Sequence[int], sampling: Sampling, size: int) -> list[Chunk]:
 def test_a_text_ends_alike_however_its_tokens_come(
     tokens: Sequence[int], sampling: Sampling, text: str, finish: str, num_tokens: int, size: int
 ) -> None:
-    taken = chunks(tokens, sampling, size)
-    assert "".join(chunk.text for chunk in taken) == text
-    assert [chunk.finish for chunk in taken] == [None] * (len(taken) - 1) + [finish]
-    assert sum(chunk.num_tokens for chunk in taken) == num_tokens
-    assert [one.text for chunk in taken for one in chunk.logprobs] == [
+    pieces = chunks(tokens, sampling, size)
+    assert "".join(chunk.text for chunk in pieces) == text
+    assert [chunk.finish for chunk in pieces] == [None] * (len(pieces) - 1) + [finish]
+    assert sum(chunk.num_tokens for chunk in pieces) == num_tokens
+    assert [one.text for chunk in pieces for one in chunk.logprobs] == [
         str(token) for token in tokens[:num_tokens]
     ]
-    assert {chunk.index for chunk in taken} == {7}
+    assert {chunk.index for chunk in pieces} == {7}
 
 
 def test_a_text_that_a_window_cuts_gives_what_it_held_back() -> None:

@@ -21,8 +21,8 @@ PROMPTS = [[10, 11, 12], [20] * 17, [9, 1, 13, 1, 14], [15], [16, 17, 18, 19], [
 LENGTHS = [9, 5, 12, 20, 1, 7]
 
 
-def make(folder: Path, family: str = "llama", **changed: Any) -> BuiltModel:
-    source = str(tiny.base(folder, family, **changed))
+def make(folder: Path, family: str = "llama", **changes: Any) -> BuiltModel:
+    source = str(tiny.base(folder, family, **changes))
     return build(sources.resolve(source, None), None, ModelOptions(), LoraConfig(), seed=1)
 
 
@@ -31,7 +31,7 @@ def alone(model: BuiltModel, prompt: list[int], num: int) -> str:
     model.network.eval()
     ids = torch.tensor([prompt])
     with torch.inference_mode():
-        made = model.network.generate(
+        tokens = model.network.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=num,
@@ -39,7 +39,7 @@ def alone(model: BuiltModel, prompt: list[int], num: int) -> str:
             pad_token_id=0,
             eos_token_id=1,
         )
-    return model.tokenizer.decode(made[0, len(prompt) :], skip_special_tokens=True)
+    return model.tokenizer.decode(tokens[0, len(prompt) :], skip_special_tokens=True)
 
 
 def texts(chunks: list[Chunk]) -> list[str]:
@@ -47,7 +47,7 @@ def texts(chunks: list[Chunk]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("family", "changed"),
+    ("family", "changes"),
     [
         *((family, {}) for family in tiny.DECODERS),
         ("mistral", {"sliding_window": 6}),
@@ -55,10 +55,10 @@ def texts(chunks: list[Chunk]) -> list[str]:
     ],
 )
 def test_rows_that_join_and_leave_at_any_time_say_what_generate_says_of_each_alone(
-    tmp_path: Path, family: str, changed: dict[str, Any]
+    tmp_path: Path, family: str, changes: dict[str, Any]
 ) -> None:
-    model = make(tmp_path, family, **changed)
-    wanted = [alone(model, prompt, num) for prompt, num in zip(PROMPTS, LENGTHS, strict=True)]
+    model = make(tmp_path, family, **changes)
+    references = [alone(model, prompt, num) for prompt, num in zip(PROMPTS, LENGTHS, strict=True)]
     generation = TransformersEngine(model, precision="fp32", token_budget=1).generation()
     rows = [
         generation.row(at, prompt, Sampling(max_tokens=LENGTHS[at]))
@@ -72,9 +72,9 @@ def test_rows_that_join_and_leave_at_any_time_say_what_generate_says_of_each_alo
             chunks += generation.step()
     while generation.rows:
         chunks += generation.step()
-    assert texts(chunks) == wanted
+    assert texts(chunks) == references
     assert most >= 3
-    assert len(set(wanted)) == len(wanted)
+    assert len(set(references)) == len(references)
 
 
 def test_a_row_that_is_dropped_frees_its_place_and_changes_no_other(tmp_path: Path) -> None:
@@ -93,9 +93,9 @@ def test_a_row_that_is_dropped_frees_its_place_and_changes_no_other(tmp_path: Pa
     )  # nothing is kept for the longest row, which left
     while generation.rows:
         chunks += generation.step()
-    found = texts(chunks)
-    assert found[0] == alone(model, PROMPTS[0], 20)
-    assert found[2] == alone(model, PROMPTS[2], 20)
+    row_texts = texts(chunks)
+    assert row_texts[0] == alone(model, PROMPTS[0], 20)
+    assert row_texts[2] == alone(model, PROMPTS[2], 20)
     assert generation.cache is None
 
 
@@ -122,10 +122,10 @@ def test_the_budget_bounds_keys_and_values_and_one_row_always_goes(tmp_path: Pat
 
 def test_a_small_budget_changes_nothing_of_what_is_said(tmp_path: Path) -> None:
     model = make(tmp_path)
-    wanted = [alone(model, prompt, 8) for prompt in PROMPTS]
+    references = [alone(model, prompt, 8) for prompt in PROMPTS]
     for budget in (1, 60, 1000):
         engine = TransformersEngine(model, precision="fp32", token_budget=budget)
-        assert texts(list(engine.generate(PROMPTS, Sampling(max_tokens=8)))) == wanted
+        assert texts(list(engine.generate(PROMPTS, Sampling(max_tokens=8)))) == references
 
 
 def test_text_comes_token_by_token_and_the_last_piece_says_why_it_ended(tmp_path: Path) -> None:
@@ -136,26 +136,26 @@ def test_text_comes_token_by_token_and_the_last_piece_says_why_it_ended(tmp_path
     assert sum(chunk.num_tokens for chunk in chunks) == 6
 
 
-def sampled(engine: TransformersEngine, prompts: list[list[int]], **settings: Any) -> list[str]:
+def sample(engine: TransformersEngine, prompts: list[list[int]], **settings: Any) -> list[str]:
     sampling = Sampling(max_tokens=12, temperature=1.0, **settings)
     return [chunk.text for chunk in gather(engine.generate(prompts, sampling), len(prompts))]
 
 
 def test_a_seed_says_the_same_whatever_it_is_batched_with(tmp_path: Path) -> None:
     engine = TransformersEngine(make(tmp_path), precision="fp32", token_budget=1000)
-    (one,) = sampled(engine, PROMPTS[:1], seed=3)
-    assert sampled(engine, PROMPTS, seed=3)[0] == one
-    assert sampled(engine, PROMPTS[:1], seed=4) != [one]
-    assert len({sampled(engine, PROMPTS[:1])[0] for _ in range(4)}) > 1  # without a seed
+    (one,) = sample(engine, PROMPTS[:1], seed=3)
+    assert sample(engine, PROMPTS, seed=3)[0] == one
+    assert sample(engine, PROMPTS[:1], seed=4) != [one]
+    assert len({sample(engine, PROMPTS[:1])[0] for _ in range(4)}) > 1  # without a seed
     assert (
-        len(set(sampled(engine, PROMPTS[:1] * 4, seed=3))) > 1
+        len(set(sample(engine, PROMPTS[:1] * 4, seed=3))) > 1
     )  # each prompt draws its own numbers
 
 
 def test_top_p_takes_the_most_probable_tokens_alone(tmp_path: Path) -> None:
     model = make(tmp_path)
     engine = TransformersEngine(model, precision="fp32", token_budget=1000)
-    assert sampled(engine, PROMPTS[:1], top_p=1e-6) == [alone(model, PROMPTS[0], 12)]
+    assert sample(engine, PROMPTS[:1], top_p=1e-6) == [alone(model, PROMPTS[0], 12)]
     counts = dict.fromkeys(range(4), 0)
     generation = engine.generation()
     for seed in range(200):
@@ -199,7 +199,7 @@ class Bytes:
         return bytes(ids).decode(errors="replace")
 
 
-def pushed(text: str, *stop: str) -> list[str]:
+def push_all(text: str, *stop: str) -> list[str]:
     """What each byte lets out, and the rest."""
     reader, pieces = TextStream(Bytes(), stop), []
     for token in text.encode():
@@ -211,7 +211,7 @@ def pushed(text: str, *stop: str) -> list[str]:
 
 def test_no_piece_holds_half_a_character_and_none_is_lost() -> None:
     for text in ("naïve β-blocker 5 µg", "体温 38 °C 🌡️ ok", "plain"):
-        pieces = pushed(text)
+        pieces = push_all(text)
         assert "".join(pieces) == text
         assert not any("\ufffd" in piece for piece in pieces)
     reader = TextStream(Bytes(), ())
@@ -220,17 +220,17 @@ def test_no_piece_holds_half_a_character_and_none_is_lost() -> None:
 
 
 def test_what_may_become_a_stop_string_is_held_back_until_it_is_known() -> None:
-    assert pushed("say END now", "END") == ["s", "a", "y", " ", "", "", ""]
-    assert "".join(pushed("say EN", "END")) == "say EN"
-    assert pushed("aab", "ab") == ["", "a", ""]
-    assert "".join(pushed("one ENE END", "END")) == "one ENE "
-    assert "".join(pushed("stop or halt", "halt", "or")) == "stop "
+    assert push_all("say END now", "END") == ["s", "a", "y", " ", "", "", ""]
+    assert "".join(push_all("say EN", "END")) == "say EN"
+    assert push_all("aab", "ab") == ["", "a", ""]
+    assert "".join(push_all("one ENE END", "END")) == "one ENE "
+    assert "".join(push_all("stop or halt", "halt", "or")) == "stop "
     rng = random.Random(0)
     for _ in range(300):
         text, stop = (
             "".join(rng.choice("ab") for _ in range(size)) for size in (20, rng.randint(1, 5))
         )
-        assert "".join(pushed(text, stop)) == text.partition(stop)[0]
+        assert "".join(push_all(text, stop)) == text.partition(stop)[0]
 
 
 def test_a_stop_string_ends_a_row_and_its_tokens_are_counted(tmp_path: Path) -> None:

@@ -21,10 +21,10 @@ CONTINUATIONS = [[40], [41, 42], [41, 42, 43, 44], [41, 42, 1], [50, 51, 52], [6
 METHODS = [scoring.block_mask, scoring.repeated_cache, scoring.whole_rows]
 
 
-def make(folder: Path, family: str, **changed: object) -> BuiltModel:
+def make(folder: Path, family: str, **changes: object) -> BuiltModel:
     """With an adapter that does something."""
     model = build(
-        sources.resolve(str(tiny.base(folder, family, **changed))),
+        sources.resolve(str(tiny.base(folder, family, **changes))),
         None,
         ModelOptions(),
         LoraConfig(),
@@ -46,8 +46,10 @@ def plainly(model: BuiltModel, prompt: list[int], continuation: list[int]) -> fl
     """One continuation by one plain forward."""
     model.network.eval()
     with torch.inference_mode():
-        found = model.network(torch.tensor([prompt + continuation])).logits[0].log_softmax(-1)
-    return sum(float(found[len(prompt) + at - 1, token]) for at, token in enumerate(continuation))
+        logprobs = model.network(torch.tensor([prompt + continuation])).logits[0].log_softmax(-1)
+    return sum(
+        float(logprobs[len(prompt) + at - 1, token]) for at, token in enumerate(continuation)
+    )
 
 
 @pytest.mark.parametrize("family", tiny.DECODERS)
@@ -58,9 +60,9 @@ def test_a_score_is_the_log_likelihood_of_the_continuation(
     model = make(tmp_path, family)
     monkeypatch.setattr(scoring, "method", lambda model: method)
     engine = TransformersEngine(model, precision="fp32", token_budget=200)
-    found = engine.score(prompts(), CONTINUATIONS)
-    expected = [[plainly(model, prompt, ids) for ids in CONTINUATIONS] for prompt in prompts()]
-    assert np.abs(found - np.array(expected)).max() < 4e-5
+    scores = engine.score(prompts(), CONTINUATIONS)
+    references = [[plainly(model, prompt, ids) for ids in CONTINUATIONS] for prompt in prompts()]
+    assert np.abs(scores - np.array(references)).max() < 4e-5
 
 
 @pytest.mark.parametrize("family", tiny.DECODERS)
@@ -75,73 +77,73 @@ def test_flash_attention_gets_a_repeated_cache_and_eager_attention_a_mask_of_num
 ) -> None:
     model = make(tmp_path, "llama")
     engine = TransformersEngine(model, precision="fp32", token_budget=200)
-    expected = engine.score(prompts(), CONTINUATIONS)
+    references = engine.score(prompts(), CONTINUATIONS)
     model.network.config._attn_implementation = "eager"
-    assert np.abs(engine.score(prompts(), CONTINUATIONS) - expected).max() < 4e-5
+    assert np.abs(engine.score(prompts(), CONTINUATIONS) - references).max() < 4e-5
     model.network.config._attn_implementation = "flash_attention_2"
     assert scoring.method(model.network) is scoring.repeated_cache
 
 
 def test_a_sliding_window_is_kept_inside_the_block_mask(tmp_path: Path) -> None:
     model = make(tmp_path, "mistral", sliding_window=6)
-    found = TransformersEngine(model, precision="fp32", token_budget=200).score(
+    scores = TransformersEngine(model, precision="fp32", token_budget=200).score(
         prompts(), CONTINUATIONS
     )
-    expected = [[plainly(model, prompt, ids) for ids in CONTINUATIONS] for prompt in prompts()]
-    assert np.abs(found - np.array(expected)).max() < 4e-5
+    references = [[plainly(model, prompt, ids) for ids in CONTINUATIONS] for prompt in prompts()]
+    assert np.abs(scores - np.array(references)).max() < 4e-5
 
 
 def test_neither_batch_nor_neighbours_nor_other_continuations_change_a_score(
     tmp_path: Path,
 ) -> None:
     model = make(tmp_path, "llama")
-    asked = prompts(20)
+    many_prompts = prompts(20)
     alone = np.concatenate(
         [
             TransformersEngine(model, precision="fp32", token_budget=1).score(
                 [prompt], CONTINUATIONS
             )
-            for prompt in asked
+            for prompt in many_prompts
         ]
     )
     for budget in (1, 64, 300, 5000):
-        found = TransformersEngine(model, precision="fp32", token_budget=budget).score(
-            asked, CONTINUATIONS
+        scores = TransformersEngine(model, precision="fp32", token_budget=budget).score(
+            many_prompts, CONTINUATIONS
         )
-        assert np.abs(found - alone).max() < 4e-5
-        assert (found.argmax(1) == alone.argmax(1)).all()
+        assert np.abs(scores - alone).max() < 4e-5
+        assert (scores.argmax(1) == alone.argmax(1)).all()
     few = TransformersEngine(model, precision="fp32", token_budget=300).score(
-        asked, CONTINUATIONS[2:4]
+        many_prompts, CONTINUATIONS[2:4]
     )
     assert np.abs(few - alone[:, 2:4]).max() < 4e-5
 
 
 def test_tokens_through_the_model_are_at_most_the_prompt_and_all_labels(tmp_path: Path) -> None:
     model = make(tmp_path, "llama")
-    read: list[int] = []
-    given: list[int] = []
+    num_tokens: list[int] = []
+    num_logits: list[int] = []
     model.network.get_input_embeddings().register_forward_pre_hook(
-        lambda module, args: read.append(args[0].numel())
+        lambda module, args: num_tokens.append(args[0].numel())
     )
     model.network.get_output_embeddings().register_forward_hook(
-        lambda module, args, logits: given.append(logits.shape[:-1].numel())
+        lambda module, args, logits: num_logits.append(logits.shape[:-1].numel())
     )
     labels = [[number % 90 + 2, number % 80 + 3, 5][: number % 3 + 1] for number in range(41)]
     prompt = list(range(2, 35))
     TransformersEngine(model, precision="fp32", token_budget=4096).score([prompt], labels)
-    assert len(read) == 1
-    assert read[0] <= len(prompt) + sum(map(len, labels))
-    assert given == [
+    assert len(num_tokens) == 1
+    assert num_tokens[0] <= len(prompt) + sum(map(len, labels))
+    assert num_logits == [
         1 + sum(len(label) - 1 for label in labels)
     ]  # of the prompt its last token alone is scored
 
 
 def test_bf16_agrees_where_the_first_two_are_apart(tmp_path: Path) -> None:
     model = make(tmp_path, "llama")
-    asked = prompts(200)
+    many_prompts = prompts(200)
     exact, fast = (
         TransformersEngine(model, precision=precision, token_budget=2000).score(
-            asked, CONTINUATIONS
+            many_prompts, CONTINUATIONS
         )
         for precision in ("fp32", "bf16")
     )
@@ -154,7 +156,7 @@ def test_bf16_agrees_where_the_first_two_are_apart(tmp_path: Path) -> None:
 
 def test_a_prompt_or_continuation_without_tokens_is_refused(tmp_path: Path) -> None:
     engine = TransformersEngine(make(tmp_path, "llama"), precision="fp32", token_budget=100)
-    for asked in [([[]], [[5]]), ([[5]], [[]]), ([[5]], [])]:
+    for arguments in [([[]], [[5]]), ([[5]], [[]]), ([[5]], [])]:
         with pytest.raises(DataError, match="at least one token each"):
-            engine.score(*asked)
+            engine.score(*arguments)
     assert engine.score([], [[5]]).shape == (0, 1)

@@ -19,7 +19,7 @@ from medray.types import Chunk, Head, Sampling, gather
 HEAD = Head(("a", "b"))
 
 
-def said(engine: TransformersEngine, prompt: str | list[int], **sampling: Any) -> Chunk:
+def generate_one(engine: TransformersEngine, prompt: str | list[int], **sampling: Any) -> Chunk:
     (whole,) = gather(engine.generate([prompt], Sampling(**sampling)), 1)  # type: ignore[list-item]
     return whole
 
@@ -59,11 +59,13 @@ def test_embeddings_come_with_the_logits_and_are_a_rows_own_in_any_batch(
     pad = model.tokenizer.pad_token_id
     rows = [[10, 11, 12], [20] * 30, [9, pad, 13, pad, 14], [15]]
     engine = TransformersEngine(model, precision="fp32", token_budget=1000)
-    found = engine.logits_and_embeddings(rows)
-    assert found.shape == (4, 2 + 32)
-    assert np.abs(found[:, :2] - engine.logits(rows)).max() < 1e-5
+    outputs = engine.logits_and_embeddings(rows)
+    assert outputs.shape == (4, 2 + 32)
+    assert np.abs(outputs[:, :2] - engine.logits(rows)).max() < 1e-5
     assert (
-        np.abs(found - np.concatenate([engine.logits_and_embeddings([row]) for row in rows])).max()
+        np.abs(
+            outputs - np.concatenate([engine.logits_and_embeddings([row]) for row in rows])
+        ).max()
         < 1e-4
     )
     model.network.eval()
@@ -72,24 +74,28 @@ def test_embeddings_come_with_the_logits_and_are_a_rows_own_in_any_batch(
             input_ids=torch.tensor([rows[0]]), output_hidden_states=True
         ).hidden_states
     assert (
-        np.abs(found[0, 2:] - states[1][0].mean(0).numpy()).max() < 1e-4
+        np.abs(outputs[0, 2:] - states[1][0].mean(0).numpy()).max() < 1e-4
     )  # of two layers the first
 
 
 def test_an_engine_that_keeps_embeddings_answers_as_one_that_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, kept = make(tmp_path, "bert"), list[np.ndarray]()
+    model, sample_embeddings = make(tmp_path, "bert"), list[np.ndarray]()
     rows = [[10, 11, 12], [20] * 30, [15]]
     plain = TransformersEngine(model, precision="fp32", token_budget=1000)
-    keeping = TransformersEngine(model, precision="fp32", token_budget=1000, embeddings=kept)
+    keeping = TransformersEngine(
+        model, precision="fp32", token_budget=1000, embeddings=sample_embeddings
+    )
     assert np.abs(keeping.logits(rows) - plain.logits(rows)).max() < 1e-5
-    assert np.abs(np.stack(kept) - plain.logits_and_embeddings(rows)[:, 2:]).max() < 1e-5
+    assert (
+        np.abs(np.stack(sample_embeddings) - plain.logits_and_embeddings(rows)[:, 2:]).max() < 1e-5
+    )
     few = list[np.ndarray]()
-    with monkeypatch.context() as patched:
-        patched.setattr(transformers, "_MOST_EMBEDDINGS", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(transformers, "MOST_EMBEDDINGS", 2)
         TransformersEngine(model, precision="fp32", token_budget=32, embeddings=few).logits(rows)
-    assert np.abs(np.stack(few) - np.stack(kept)[[0, 2]]).max() < 1e-5
+    assert np.abs(np.stack(few) - np.stack(sample_embeddings)[[0, 2]]).max() < 1e-5
     assert (
         not model.network.get_base_model().bert.encoder.layer[0]._forward_hooks
     )  # it looks no longer than a call
@@ -101,7 +107,8 @@ def test_generation_reads_token_ids_as_they_are(tmp_path: Path) -> None:
     )
     ids = engine.tokenizer("tumour in the lung")["input_ids"]
     texts = [
-        said(engine, prompt, max_tokens=5).text for prompt in ("tumour in the lung", ids, ids[::-1])
+        generate_one(engine, prompt, max_tokens=5).text
+        for prompt in ("tumour in the lung", ids, ids[::-1])
     ]
     assert texts[0] == texts[1] != texts[2]
 
@@ -113,7 +120,7 @@ def test_padding_is_known_by_length_so_a_row_may_hold_the_pad_token(
     model = make(tmp_path, family)
     pad = model.tokenizer.pad_token_id
     rows = [[10, 11, 12], [9, pad, 13, pad, 14], [20] * 9]
-    found = TransformersEngine(model, precision="fp32", token_budget=1000).logits(rows)
+    outputs = TransformersEngine(model, precision="fp32", token_budget=1000).logits(rows)
     model.network.eval()
     with torch.inference_mode():
         whole = [
@@ -123,9 +130,7 @@ def test_padding_is_known_by_length_so_a_row_may_hold_the_pad_token(
             )
             for row in rows
         ]
-    assert (
-        np.abs(found - np.concatenate([outputs.logits.numpy() for outputs in whole])).max() < 1e-5
-    )
+    assert np.abs(outputs - np.concatenate([one.logits.numpy() for one in whole])).max() < 1e-5
 
 
 def test_no_inputs_give_no_rows_and_an_empty_one_is_refused(tmp_path: Path) -> None:
@@ -162,20 +167,21 @@ def test_greedy_generation_is_the_most_probable_next_token_and_stops_where_asked
 ) -> None:
     model = make(tmp_path, "llama", head=None)
     engine = TransformersEngine(model, precision="fp32", token_budget=100)
-    chunk = said(engine, "tumour in the lung", max_tokens=5)
+    chunk = generate_one(engine, "tumour in the lung", max_tokens=5)
     ids = model.tokenizer("tumour in the lung")["input_ids"]
     with torch.inference_mode():
         for _ in range(5):
             ids.append(int(model.network(torch.tensor([ids])).logits[0, -1].argmax()))
     assert chunk.text == model.tokenizer.decode(ids[4:], skip_special_tokens=True)
     word = chunk.text.split()[1]
-    cut = said(engine, "tumour in the lung", max_tokens=5, stop=(word,))
+    cut = generate_one(engine, "tumour in the lung", max_tokens=5, stop=(word,))
     assert cut.text == chunk.text[: chunk.text.index(word)]
     assert cut.finish == "stop"
-    sampled = [
-        said(engine, "tumour", max_tokens=8, temperature=1.0, seed=seed).text for seed in (1, 1, 2)
+    samples = [
+        generate_one(engine, "tumour", max_tokens=8, temperature=1.0, seed=seed).text
+        for seed in (1, 1, 2)
     ]
-    assert sampled[0] == sampled[1] != sampled[2]
+    assert samples[0] == samples[1] != samples[2]
 
 
 def test_generation_in_batches_is_what_each_prompt_gives_alone(tmp_path: Path) -> None:
@@ -183,14 +189,16 @@ def test_generation_in_batches_is_what_each_prompt_gives_alone(tmp_path: Path) -
     rng = random.Random(0)
     prompts = [tiny.text(rng, num_words) for num_words in (1, 9, 2, 5, 3, 7, 2, 4)]
     alone = [
-        said(TransformersEngine(model, precision="fp32", token_budget=1), prompt, max_tokens=6)
+        generate_one(
+            TransformersEngine(model, precision="fp32", token_budget=1), prompt, max_tokens=6
+        )
         for prompt in prompts
     ]
     together = TransformersEngine(model, precision="fp32", token_budget=1000).generate(
         prompts, Sampling(max_tokens=6)
     )
-    found = [(chunk.text, chunk.finish) for chunk in gather(together, len(prompts))]
-    assert found == [(chunk.text, chunk.finish) for chunk in alone]
+    texts = [(chunk.text, chunk.finish) for chunk in gather(together, len(prompts))]
+    assert texts == [(chunk.text, chunk.finish) for chunk in alone]
 
 
 def test_generation_takes_no_setting_from_the_base_and_no_random_number_from_the_caller(
@@ -200,7 +208,9 @@ def test_generation_takes_no_setting_from_the_base_and_no_random_number_from_the
     engine = TransformersEngine(model, precision="fp32", token_budget=1000)
 
     def sample() -> str:
-        return said(engine, "tumour in the lung", max_tokens=12, temperature=1.0, seed=1).text
+        return generate_one(
+            engine, "tumour in the lung", max_tokens=12, temperature=1.0, seed=1
+        ).text
 
     before, state = sample(), torch.get_rng_state()
     model.network.generation_config.top_k = 1
@@ -212,14 +222,14 @@ def test_generation_takes_no_setting_from_the_base_and_no_random_number_from_the
 def test_a_text_that_ends_itself_says_stop(tmp_path: Path) -> None:
     model = make(tmp_path, "llama", head=None)
     engine = TransformersEngine(model, precision="fp32", token_budget=100)
-    chunk = said(engine, "tumour", max_tokens=5)
+    chunk = generate_one(engine, "tumour", max_tokens=5)
     assert chunk.finish == "length"
     third = model.tokenizer(chunk.text)["input_ids"][2]
     model.network.generation_config.eos_token_id = [model.tokenizer.eos_token_id, third]
-    ended = said(engine, "tumour", max_tokens=5)
-    assert ended.finish == "stop"
-    assert chunk.text.startswith(ended.text)
-    assert len(ended.text) < len(chunk.text)
+    shorter = generate_one(engine, "tumour", max_tokens=5)
+    assert shorter.finish == "stop"
+    assert chunk.text.startswith(shorter.text)
+    assert len(shorter.text) < len(chunk.text)
 
 
 def test_an_engine_refuses_what_its_model_cannot_do(tmp_path: Path) -> None:
@@ -234,16 +244,16 @@ def test_an_engine_refuses_what_its_model_cannot_do(tmp_path: Path) -> None:
 
 
 def test_states_laid_out_otherwise_make_no_embeddings_and_no_cloud() -> None:
-    states, made = States(), []
-    for held in (
+    states, means = States(), []
+    for output in (
         None,
         torch.ones(5, 2, 8),
         torch.ones(2, 8),
         torch.ones(2, 5, 8),
     ):  # none, XLNet's layout, one a row, as wanted
-        if held is not None:
-            states.store(None, (), (held,))
-        made += list(states.means([5, 3]))
-    assert [row.shape for row in made] == [(0,)] * 6 + [(8,)] * 2
-    assert Cloud.fit(made * 10) is None
+        if output is not None:
+            states.store(None, (), (output,))
+        means += list(states.means([5, 3]))
+    assert [row.shape for row in means] == [(0,)] * 6 + [(8,)] * 2
+    assert Cloud.fit(means * 10) is None
     assert states.means([5, 3]).shape == (2, 0)  # it was taken

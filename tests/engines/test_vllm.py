@@ -32,14 +32,14 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two adapters of one base."""
     place = tmp_path_factory.mktemp("vllm")
     tiny.base(place, "llama", **SIZES)
-    found = []
+    paths = []
     for seed in (0, 1):
         folder = place / str(seed)
         study = tiny.instruct_study(
             place, f"seed={seed}", f"storage_path={folder}", f"lora.r={4 + 8 * seed}"
         )
-        found.append(tiny.trial(study, folder).run().checkpoint)
-    return found
+        paths.append(tiny.trial(study, folder).run().checkpoint)
+    return paths
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def engines(checkpoints: list[Path]) -> list[vllm.VllmEngine]:
     ]
 
 
-def said(engine: Any, sampling: Sampling) -> list[Any]:
+def generate_all(engine: Any, sampling: Sampling) -> list[Any]:
     return [
         (chunk.text, chunk.finish, chunk.num_tokens)
         for chunk in gather(engine.generate(PROMPTS, sampling), len(PROMPTS))
@@ -78,29 +78,29 @@ def said(engine: Any, sampling: Sampling) -> list[Any]:
 def test_adapters_on_one_base_say_and_score_what_each_says_on_transformers(
     checkpoints: list[Path], engines: list[vllm.VllmEngine]
 ) -> None:
-    found = []
+    texts = []
     for folder, engine in zip(checkpoints, engines[1:], strict=True):
-        wanted = load(folder, precision="fp32").engine
-        found.append(said(engine, Sampling(max_tokens=12)))
-        assert found[-1] == said(wanted, Sampling(max_tokens=12))
+        other_engine = load(folder, precision="fp32").engine
+        texts.append(generate_all(engine, Sampling(max_tokens=12)))
+        assert texts[-1] == generate_all(other_engine, Sampling(max_tokens=12))
         behind = [[12, 13], [9], [30, 31, 32]]
         np.testing.assert_allclose(
-            engine.score(PROMPTS, behind), wanted.score(PROMPTS, behind), atol=1e-3
+            engine.score(PROMPTS, behind), other_engine.score(PROMPTS, behind), atol=1e-3
         )
-    assert found[0] != found[1]
-    assert said(engines[0], Sampling(max_tokens=12)) not in found
+    assert texts[0] != texts[1]
+    assert generate_all(engines[0], Sampling(max_tokens=12)) not in texts
 
 
 def test_rows_without_an_adapter_are_the_base_s_among_rows_with_one(
     checkpoints: list[Path], engines: list[vllm.VllmEngine]
 ) -> None:
-    loaded = load(checkpoints[0], precision="fp32")
-    with loaded.model.network.disable_adapter():
-        wanted = said(loaded.engine, Sampling(max_tokens=12))
+    release = load(checkpoints[0], precision="fp32")
+    with release.model.network.disable_adapter():
+        base_texts = generate_all(release.engine, Sampling(max_tokens=12))
     with ThreadPoolExecutor(2) as together:
-        adapted = together.submit(said, engines[2], Sampling(max_tokens=12))
-        assert said(engines[0], Sampling(max_tokens=12)) == wanted
-        assert adapted.result() == said(
+        adapter_texts = together.submit(generate_all, engines[2], Sampling(max_tokens=12))
+        assert generate_all(engines[0], Sampling(max_tokens=12)) == base_texts
+        assert adapter_texts.result() == generate_all(
             load(checkpoints[1], precision="fp32").engine, Sampling(max_tokens=12)
         )
 
@@ -108,26 +108,26 @@ def test_rows_without_an_adapter_are_the_base_s_among_rows_with_one(
 def test_stop_strings_ends_and_log_probabilities_are_those_of_the_other_engine(
     checkpoints: list[Path], engines: list[vllm.VllmEngine]
 ) -> None:
-    wanted = load(checkpoints[1], precision="fp32").engine
-    texts = [text for text, _, _ in said(wanted, Sampling(max_tokens=12))]
+    other_engine = load(checkpoints[1], precision="fp32").engine
+    texts = [text for text, _, _ in generate_all(other_engine, Sampling(max_tokens=12))]
     stop = next(word for text in texts for word in text.split()[2:])
-    stopped = said(engines[2], Sampling(max_tokens=12, stop=(stop,)))
-    assert stopped == said(wanted, Sampling(max_tokens=12, stop=(stop,)))
-    assert "stop" in {finish for _, finish, _ in stopped}
-    asked = Sampling(max_tokens=4, logprobs=2)
-    for found, right in zip(
-        gather(engines[2].generate(PROMPTS, asked), len(PROMPTS)),
-        gather(wanted.generate(PROMPTS, asked), len(PROMPTS)),
+    texts_until_stop = generate_all(engines[2], Sampling(max_tokens=12, stop=(stop,)))
+    assert texts_until_stop == generate_all(other_engine, Sampling(max_tokens=12, stop=(stop,)))
+    assert "stop" in {finish for _, finish, _ in texts_until_stop}
+    sampling = Sampling(max_tokens=4, logprobs=2)
+    for ours, theirs in zip(
+        gather(engines[2].generate(PROMPTS, sampling), len(PROMPTS)),
+        gather(other_engine.generate(PROMPTS, sampling), len(PROMPTS)),
         strict=True,
     ):
-        assert [one.text for one in found.logprobs] == [one.text for one in right.logprobs]
+        assert [one.text for one in ours.logprobs] == [one.text for one in theirs.logprobs]
         np.testing.assert_allclose(
-            [one.logprob for one in found.logprobs],
-            [one.logprob for one in right.logprobs],
+            [one.logprob for one in ours.logprobs],
+            [one.logprob for one in theirs.logprobs],
             atol=1e-3,
         )
-        assert [[text for text, _ in one.top] for one in found.logprobs] == [
-            [text for text, _ in one.top] for one in right.logprobs
+        assert [[text for text, _ in one.top] for one in ours.logprobs] == [
+            [text for text, _ in one.top] for one in theirs.logprobs
         ]
 
 
@@ -135,7 +135,8 @@ def test_a_seed_says_the_same_again_and_another_says_something_else(
     engines: list[vllm.VllmEngine],
 ) -> None:
     warm = [
-        said(engines[1], Sampling(max_tokens=12, temperature=1.5, seed=seed)) for seed in (3, 3, 4)
+        generate_all(engines[1], Sampling(max_tokens=12, temperature=1.5, seed=seed))
+        for seed in (3, 3, 4)
     ]
     assert warm[0] == warm[1] != warm[2]
 
@@ -163,10 +164,12 @@ def test_vllm_has_every_family_that_the_table_says_it_has() -> None:
     from vllm import ModelRegistry
 
     architectures = ModelRegistry.get_supported_archs()
-    wanted = {
+    architecture_names = {
         name: MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[name]
         for name, row in FAMILIES.items()
         if row.in_vllm
     }
-    assert len(wanted) == 5
-    assert {name: kind for name, kind in wanted.items() if kind not in architectures} == {}
+    assert len(architecture_names) == 5
+    assert {
+        name: kind for name, kind in architecture_names.items() if kind not in architectures
+    } == {}

@@ -65,8 +65,8 @@ def test_plain_peft_reads_the_folder(tmp_path: Path) -> None:
         AutoModelForSequenceClassification.from_pretrained(path, num_labels=3), tmp_path / "saved"
     ).eval()
     with torch.inference_mode():
-        found = torch.cat([plain(torch.tensor([row])).logits for row in ROWS]).numpy()
-    assert abs(found - logits(model)).max() < 1e-5
+        plain_logits = torch.cat([plain(torch.tensor([row])).logits for row in ROWS]).numpy()
+    assert abs(plain_logits - logits(model)).max() < 1e-5
 
 
 def test_rank_scale_and_targets_travel_with_the_adapter(tmp_path: Path) -> None:
@@ -80,12 +80,12 @@ def test_rank_scale_and_targets_travel_with_the_adapter(tmp_path: Path) -> None:
             model.base, HEAD, ModelOptions(), lora, adapter_dir=tmp_path / "saved", seed=9
         )
         assert abs(logits(again) - logits(model)).max() < 1e-6
-    adapted = {
+    layers = {
         name.split(".layer.")[1][0]
         for name, _ in again.network.named_parameters()
         if ".lora_" in name
     }
-    assert adapted == {"1", "2", "3", "4"}
+    assert layers == {"1", "2", "3", "4"}
 
 
 def test_saving_twice_gives_the_same_bytes_even_after_a_reload(tmp_path: Path) -> None:
@@ -196,6 +196,6 @@ def test_merging_a_bf16_adapter_rounds_nothing_more(tmp_path: Path) -> None:
     for name, parameter in exact.network.named_parameters():
         if ".lora_" in name:
             parameter.data = parameter.data.float()
-    wanted = logits(exact)
+    before = logits(exact)
     model = merge(model)
-    assert abs(logits(model) - wanted).max() < 1e-5
+    assert abs(logits(model) - before).max() < 1e-5

@@ -40,15 +40,15 @@ def use(model: BuiltModel, name: str) -> None:
 @pytest.fixture
 def lengths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Of the rows that were attended by themselves."""
-    seen = list[int]()
+    widths = list[int]()
     attend = batch.scaled_dot_product_attention
 
-    def watched(query: Tensor, *others: Any, **asked: Any) -> Tensor:
-        seen.append(query.shape[2])
-        return attend(query, *others, **asked)
+    def record(query: Tensor, *others: Any, **options: Any) -> Tensor:
+        widths.append(query.shape[2])
+        return attend(query, *others, **options)
 
-    monkeypatch.setattr(batch, "scaled_dot_product_attention", watched)
-    return seen
+    monkeypatch.setattr(batch, "scaled_dot_product_attention", record)
+    return widths
 
 
 @pytest.mark.parametrize("family", ENCODERS)
@@ -59,12 +59,12 @@ def test_padded_rows_of_an_encoder_are_attended_one_by_one(
     model = make(tmp_path, family)
     inputs = collate(ROWS, model.tokenizer.pad_token_id)
     with torch.inference_mode(), torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-        found = model.network(**inputs).logits
+        ours = model.network(**inputs).logits
         assert (
             lengths == ([3, 30, 1, 6] if dtype == torch.float32 else [16, 30, 16, 16]) * 2
         )  # of two layers
         use(model, "sdpa")
-        assert (found - model.network(**inputs).logits).abs().max() < (
+        assert (ours - model.network(**inputs).logits).abs().max() < (
             1e-5 if dtype == torch.float32 else 0.05
         )
     assert len(lengths) == 8
@@ -80,9 +80,9 @@ def test_what_is_not_padded_or_in_front_or_causal_is_attended_together(
     with torch.inference_mode():
         for inputs in [*both, collate(ROWS, pad)] if family == "llama" else both:
             use(model, batch.ATTENTION)
-            found = model.network(**inputs).logits
+            ours = model.network(**inputs).logits
             use(model, "sdpa")
-            assert torch.equal(found, model.network(**inputs).logits)
+            assert torch.equal(ours, model.network(**inputs).logits)
     assert not lengths
 
 
@@ -94,13 +94,13 @@ def test_training_in_bf16_attends_in_fp32_and_learns_the_same(
     model, types = make(tmp_path, family), set[torch.dtype]()
     forward = batch.sdpa_attention_forward
 
-    def watched(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, *others: Any, **asked: Any
+    def record(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, *others: Any, **options: Any
     ) -> tuple[Tensor, None]:
         types.update((query.dtype, key.dtype, value.dtype))
         assert not torch.is_autocast_enabled("cpu")
-        found: tuple[Tensor, None] = forward(module, query, key, value, *others, **asked)
-        return found
+        ours: tuple[Tensor, None] = forward(module, query, key, value, *others, **options)
+        return ours
 
     def gradients() -> Tensor:
         model.network.zero_grad()
@@ -115,13 +115,13 @@ def test_training_in_bf16_attends_in_fp32_and_learns_the_same(
             ]
         )
 
-    monkeypatch.setattr(batch, "sdpa_attention_forward", watched)
-    found = gradients()
+    monkeypatch.setattr(batch, "sdpa_attention_forward", record)
+    ours = gradients()
     assert types == {torch.float32}
     use(model, "sdpa")
-    wanted = gradients()
-    assert (found - wanted).norm() <= (0 if dtype == torch.float32 else 0.05) * wanted.norm()
-    assert wanted.norm() > 0
+    theirs = gradients()
+    assert (ours - theirs).norm() <= (0 if dtype == torch.float32 else 0.05) * theirs.norm()
+    assert theirs.norm() > 0
 
 
 def test_no_export_names_our_attention(tmp_path: Path) -> None:

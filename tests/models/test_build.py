@@ -55,7 +55,7 @@ def logits(model: BuiltModel, rows: list[list[int]] = ROWS) -> np.ndarray:
     return TransformersEngine(model, precision="fp32", token_budget=1000).logits(rows)
 
 
-def adapted(model: BuiltModel) -> set[str]:
+def lora_layers(model: BuiltModel) -> set[str]:
     return {
         name.split(".base_layer")[0].removeprefix("base_model.model.")
         for name, _ in model.network.named_modules()
@@ -64,10 +64,10 @@ def adapted(model: BuiltModel) -> set[str]:
 
 
 def test_saved_models_give_the_same_logits_in_a_new_process(tmp_path: Path) -> None:
-    expected = {}
+    before = {}
     for family in FAMILIES:
         model = disturb(make(tmp_path, family))
-        expected[family] = logits(model)
+        before[family] = logits(model)
         save(model, tmp_path / "saved" / family)
         config = json.loads((tmp_path / "saved" / family / "adapter_config.json").read_text())
         assert config["base_model_name_or_path"] == model.base.source
@@ -79,22 +79,22 @@ from medray.engines.transformers import TransformersEngine
 from medray.models import sources
 from medray.models.build import build
 from medray.tasks.base.protocol import Head
-folder, found = Path({str(tmp_path)!r}), {{}}
+folder, result = Path({str(tmp_path)!r}), {{}}
 for family in {FAMILIES!r}:
     base = sources.resolve(str(folder / f"tiny-{{family}}"))
     adapter_dir = folder / "saved" / family
     head = Head({HEAD.labels!r})
     model = build(base, head, ModelOptions(), LoraConfig(), adapter_dir=adapter_dir, seed=99)
     engine = TransformersEngine(model, precision="fp32", token_budget=1000)
-    found[family] = engine.logits({ROWS!r}).tolist()
-print(json.dumps(found))
+    result[family] = engine.logits({ROWS!r}).tolist()
+print(json.dumps(result))
 """
-    found = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    for family, rows in json.loads(found.stdout).items():
-        assert np.abs(np.array(rows) - expected.pop(family)).max() < 1e-5
-    assert not expected
+    for family, rows in json.loads(result.stdout).items():
+        assert np.abs(np.array(rows) - before.pop(family)).max() < 1e-5
+    assert not before
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -224,20 +224,20 @@ def test_every_linear_layer_of_a_block_is_adapted_and_neither_pooler_nor_head(
     tmp_path: Path, family: str, per_layer: set[str]
 ) -> None:
     model = make(tmp_path, family)
-    assert adapted(model) == {
+    assert lora_layers(model) == {
         f"{model.family.layers_path}.{layer}.{name}" for layer in (0, 1) for name in per_layer
     }
-    trained = {
+    trainable_modules = {
         name.split(".")[2]
         for name, parameter in model.network.named_parameters()
         if parameter.requires_grad and "lora_" not in name
     }
-    assert trained == set(model.family.head_modules)
+    assert trainable_modules == set(model.family.head_modules)
 
 
 def test_top_layers_adapts_only_the_upper_ones(tmp_path: Path) -> None:
-    assert all(".layer.1." in name for name in adapted(make(tmp_path, "bert", top_layers=1)))
-    assert all(".layers.1." in name for name in adapted(make(tmp_path, "llama", top_layers=1)))
+    assert all(".layer.1." in name for name in lora_layers(make(tmp_path, "bert", top_layers=1)))
+    assert all(".layers.1." in name for name in lora_layers(make(tmp_path, "llama", top_layers=1)))
     with pytest.raises(ConfigError, match=r"top_layers: 3 is more than the 2 layers of this bert"):
         make(tmp_path, "bert", top_layers=3)
 
@@ -247,7 +247,7 @@ def test_a_misspelt_target_among_good_ones_is_named_in_a_warning(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         model = make(tmp_path, "llama", targets=("q_proj", "v_porj"))
-    assert {name.rsplit(".", 1)[1] for name in adapted(model)} == {"q_proj"}
+    assert {name.rsplit(".", 1)[1] for name in lora_layers(model)} == {"q_proj"}
     assert "v_porj" in caplog.text
     assert "did you mean" in caplog.text
 
@@ -297,7 +297,7 @@ def test_dropout_inside_the_base_is_off_unless_asked_for(tmp_path: Path) -> None
 @pytest.mark.document("002", "gradient checkpointing", where="`model.gradient_checkpointing`")
 def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
     source = sources.resolve(str(tiny.base(tmp_path, "llama")))
-    found = []
+    gradients = []
     for checkpointing in (False, True):
         model = build(
             source,
@@ -308,26 +308,26 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
         )
         model.network.train()
         model.network(input_ids=torch.tensor([[5, 6, 7, 8]])).logits.square().sum().backward()
-        found.append(
+        gradients.append(
             {
                 name: parameter.grad
                 for name, parameter in model.network.named_parameters()
                 if parameter.grad is not None
             }
         )
-    assert found[0].keys() == found[1].keys()
-    for name, gradient in found[0].items():
-        torch.testing.assert_close(found[1][name], gradient)
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient)
 
 
 def test_the_adapters_type_is_the_one_asked_for(tmp_path: Path) -> None:
-    for dtype, expected in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+    for dtype, lora_type in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         model = make(tmp_path, "bert", dtype=dtype)
         assert {
             parameter.dtype
             for name, parameter in model.network.named_parameters()
             if "lora_" in name
-        } == {expected}
+        } == {lora_type}
 
 
 def test_a_base_without_its_tokenizer_is_refused_instead_of_reading_every_word_as_unknown(

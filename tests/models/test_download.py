@@ -21,7 +21,7 @@ class Hub(BaseHTTPRequestHandler):
     """org/NAME serves the folder NAME below `root`."""
 
     root: Path
-    fetched: list[str]
+    downloads: list[str]
 
     def do_HEAD(self) -> None:
         self.do_GET(body=False)
@@ -49,7 +49,7 @@ class Hub(BaseHTTPRequestHandler):
         if not path.is_file():
             return self.send(b"", body, status=404, **{"X-Error-Code": "EntryNotFound"})
         if body:
-            self.fetched.append("/".join(parts[4:]))
+            self.downloads.append("/".join(parts[4:]))
         content = path.read_bytes()
         etag = hashlib.sha1(content).hexdigest()
         return self.send(content, body, **{"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"'})
@@ -72,7 +72,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[str]:
-    Hub.root, Hub.fetched = tmp_path / "hub", []
+    Hub.root, Hub.downloads = tmp_path / "hub", []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -96,15 +96,15 @@ def ask(script: str, folder: Path, **env: str) -> str:
         **env,
     }
     begin = "from medray.models import sources\nfrom medray.errors import ArtifactError\n"
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", begin + script],
         capture_output=True,
         text=True,
         env=clean,
         timeout=120,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    assert process.returncode == 0, process.stderr
+    return process.stdout.strip()
 
 
 RESOLVE = (
@@ -119,18 +119,18 @@ def test_what_is_downloaded_is_what_transformers_reads_and_stays_usable_offline(
     (tmp_path / "hub").mkdir()
     path = repository(tmp_path, "whole")
     ask("sources.config_dir('org/whole')", tmp_path, HF_ENDPOINT=hub)
-    assert Hub.fetched == ["config.json"]
-    said = ask(
+    assert Hub.downloads == ["config.json"]
+    output = ask(
         "try: sources.resolve('org/whole')\nexcept ArtifactError as err: print(err)",
         tmp_path,
         HF_HUB_OFFLINE="1",
     )
-    assert "org/whole: " in said  # its config.json alone is in the cache now, which is not a base
+    assert "org/whole: " in output  # its config.json alone is in the cache now, which is not a base
     online = ask(RESOLVE.format("whole"), tmp_path, HF_ENDPOINT=hub)
     names = sorted(["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
     assert online.split()[0] == online.split()[2] == COMMIT
     assert online.split()[3:] == names
-    assert not set(OTHERS) & set(Hub.fetched)
+    assert not set(OTHERS) & set(Hub.downloads)
     assert ask(RESOLVE.format("whole"), tmp_path, HF_HUB_OFFLINE="1") == online
     local = ask(f"print(sources.resolve({str(path)!r}).weight_hash)", tmp_path)
     assert online.split()[1] == local
@@ -142,16 +142,16 @@ def test_bin_weights_are_fetched_only_where_there_are_no_safetensors(
     (tmp_path / "hub").mkdir()
     path = repository(tmp_path, "old")
     (path / "model.safetensors").rename(path / "pytorch_model.bin")
-    found = ask(RESOLVE.format("old"), tmp_path, HF_ENDPOINT=hub)
-    assert "pytorch_model.bin" in found.split()
-    assert "training_args.bin" not in found.split()
+    output = ask(RESOLVE.format("old"), tmp_path, HF_ENDPOINT=hub)
+    assert "pytorch_model.bin" in output.split()
+    assert "training_args.bin" not in output.split()
     (path / "pytorch_model.bin").unlink()
-    said = ask(
+    output = ask(
         "try: sources.resolve('org/old')\nexcept ArtifactError as err: print(err)",
         tmp_path / "empty",
         HF_ENDPOINT=hub,
     )
-    assert said.startswith(
+    assert output.startswith(
         "org/old: has no weights that transformers reads; it needs model.safetensors or "
         "pytorch_model.bin"
     )
@@ -163,7 +163,7 @@ def test_without_a_network_nobody_waits_half_a_minute_for_each_base(tmp_path: Pa
         "sources.config_dir(name)\n    except ArtifactError as err: print(err)\nassert "
         "time.monotonic() - start < 15"
     )
-    said = ask(
+    output = ask(
         tries, tmp_path, HF_ENDPOINT="http://127.0.0.1:9"
     )  # the port of "discard", where nothing listens
-    assert said.count("is not in the local cache, and the Hub cannot be reached") == 2
+    assert output.count("is not in the local cache, and the Hub cannot be reached") == 2

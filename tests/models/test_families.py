@@ -74,13 +74,13 @@ def train(model: BuiltModel, num_steps: int) -> list[float]:
     for step in range(num_steps):
         torch.manual_seed(step)
         model.network.train()
-        found = model.network(**inputs).logits
+        outputs = model.network(**inputs).logits
         if model.head:
-            loss = torch.nn.functional.cross_entropy(found, LABELS)
+            loss = torch.nn.functional.cross_entropy(outputs, LABELS)
         else:
             is_answer = inputs["attention_mask"][:, 1:].bool()
             loss = torch.nn.functional.cross_entropy(
-                found[:, :-1][is_answer], inputs["input_ids"][:, 1:][is_answer]
+                outputs[:, :-1][is_answer], inputs["input_ids"][:, 1:][is_answer]
             )
         loss.backward()
         optimizer.step()
@@ -106,16 +106,16 @@ def test_a_family_trains_reloads_and_merges(
     assert type(model.network.get_base_model()) is kind
     losses = train(model, 12)
     assert losses[-1] < 0.7 * losses[0]
-    expected = logits(model.network)
+    before = logits(model.network)
     save(model, tmp_path / "saved")
     again = make(path, head, quantization=quantization, adapter_dir=tmp_path / "saved")
-    assert torch.equal(logits(again.network), expected)
+    assert torch.equal(logits(again.network), before)
     merge_and_export(model, tmp_path / "merged")
     plain = kind.from_pretrained(tmp_path / "merged")
     assert not hasattr(plain.config, "quantization_config")
     assert {parameter.dtype for parameter in plain.parameters()} == {torch.float32}
-    torch.testing.assert_close(logits(plain), expected, atol=1e-4, rtol=0)
-    assert torch.equal(logits(model.network), expected), "the merged model is a copy"
+    torch.testing.assert_close(logits(plain), before, atol=1e-4, rtol=0)
+    assert torch.equal(logits(model.network), before), "the merged model is a copy"
 
 
 @every_quantization
@@ -146,7 +146,7 @@ def test_gradient_checkpointing_changes_no_gradient(
     tmp_path: Path, family: str, head: Head | None, quantization: str
 ) -> None:
     path = tiny.base(tmp_path, family)
-    found: list[dict[str, torch.Tensor]] = []
+    gradients: list[dict[str, torch.Tensor]] = []
     for checkpointing in (False, True):
         model = make(
             path,
@@ -174,16 +174,16 @@ def test_gradient_checkpointing_changes_no_gradient(
         )
         model.network(input_ids=torch.tensor([[5, 6, 7, 8]])).logits.square().sum().backward()
         assert passes == 1 + checkpointing, "checkpointed layers are computed twice"
-        found.append(
+        gradients.append(
             {
                 name: parameter.grad
                 for name, parameter in model.network.named_parameters()
                 if parameter.grad is not None
             }
         )
-    assert found[0].keys() == found[1].keys()
-    for name, gradient in found[0].items():
-        torch.testing.assert_close(found[1][name], gradient)
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient)
 
 
 def test_a_head_keeps_out_of_four_bits_and_so_does_all_outside_the_layers(tmp_path: Path) -> None:
@@ -197,12 +197,12 @@ def test_a_head_keeps_out_of_four_bits_and_so_does_all_outside_the_layers(tmp_pa
             for name, module in network.named_modules()
             if type(module) is torch.nn.Linear and "lora_" not in name
         }
-        quantised = {
+        layers_4bit = {
             name for name, module in network.named_modules() if isinstance(module, Linear4bit)
         }
         assert not any(name.startswith(model.family.layers_path) for name in whole)
-        assert quantised
-        assert all(name.startswith(f"{model.family.layers_path}.") for name in quantised)
+        assert layers_4bit
+        assert all(name.startswith(f"{model.family.layers_path}.") for name in layers_4bit)
         if head:
             assert all(
                 any(name.startswith(module) for name in whole)

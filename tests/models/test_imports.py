@@ -33,15 +33,15 @@ print("in 4 bits", sorted(of_bnb))
 
 def test_what_only_4_bits_need_is_imported_for_4_bits_alone(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
-    done = subprocess.run(
+    process = subprocess.run(
         command, capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=120
     )
-    said = [
-        line for line in done.stdout.splitlines() if not line.startswith("[")
+    lines = [
+        line for line in process.stdout.splitlines() if not line.startswith("[")
     ]  # DeepSpeed logs there that it was found
-    assert said == ["registry []", "worker []", "adapted []", "in 4 bits ['Linear4bit']"], (
-        done.stderr
+    assert lines == ["registry []", "worker []", "adapted []", "in 4 bits ['Linear4bit']"], (
+        process.stderr
     )
     assert (
-        "gemm_4bit_forward" not in done.stderr
+        "gemm_4bit_forward" not in process.stderr
     )  # bitsandbytes advises to install a kernel that nobody calls

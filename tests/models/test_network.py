@@ -99,10 +99,10 @@ def test_a_base_of_bin_files_is_read_without_running_what_is_in_them(
     tmp_path: Path, quantization: Literal["none", "nf4"]
 ) -> None:
     path, model = tiny.base(tmp_path), ModelOptions(quantization=quantization)
-    expected = make(path, model=model)
+    before = make(path, model=model)
     torch.save(load_file(str(path / "model.safetensors")), path / "pytorch_model.bin")
     (path / "model.safetensors").unlink()
-    assert same_weights(make(path, model=model), expected)
+    assert same_weights(make(path, model=model), before)
 
     class Attack:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -119,9 +119,11 @@ def test_a_base_that_is_stored_quantised_is_refused(
     tmp_path: Path, quantization: Literal["none", "nf4"]
 ) -> None:
     path = tiny.base(tmp_path)
-    stored = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    settings = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (path / "config.json").write_text(
-        json.dumps(json.loads((path / "config.json").read_text()) | {"quantization_config": stored})
+        json.dumps(
+            json.loads((path / "config.json").read_text()) | {"quantization_config": settings}
+        )
     )
     for attempt in (
         lambda: make(path, model=ModelOptions(quantization=quantization)),
@@ -198,14 +200,14 @@ def test_without_an_adapter_the_base_is_as_it_is(tmp_path: Path) -> None:
 
 def test_the_head_is_counted_once(tmp_path: Path) -> None:
     path = tiny.base(tmp_path)
-    bare, adapted = make(path, lora=None), make(path, lora=LoraConfig(r=2))
+    bare, with_lora = make(path, lora=None), make(path, lora=LoraConfig(r=2))
     num_lora = sum(
         parameter.numel()
-        for name, parameter in adapted.network.named_parameters()
+        for name, parameter in with_lora.network.named_parameters()
         if ".lora_" in name
     )
-    assert adapted.num_parameters == bare.num_parameters + num_lora
-    assert adapted.num_trainable == num_lora + 3 * 32 + 3
+    assert with_lora.num_parameters == bare.num_parameters + num_lora
+    assert with_lora.num_trainable == num_lora + 3 * 32 + 3
 
 
 def test_transformers_says_nothing_about_the_expected_head(

@@ -50,10 +50,10 @@ def test_every_family_answers_near_to_fp32_and_is_put_back(
     )
     parts = dict(model.network.named_modules())
     with cast_within(model.network, model.family, "bf16"):
-        found = outputs(model, "bf16")
+        bf16_outputs = outputs(model, "bf16")
     assert dict(model.network.named_modules()) == parts
-    assert np.abs(found - exact).max() > 0
-    assert np.sqrt(np.mean((found - exact) ** 2)) < 0.05 * exact.std()
+    assert np.abs(bf16_outputs - exact).max() > 0
+    assert np.sqrt(np.mean((bf16_outputs - exact) ** 2)) < 0.05 * exact.std()
     assert {name: id(weight) for name, weight in model.network.named_parameters()} == before
     assert np.array_equal(outputs(model, "fp32"), exact)
 
@@ -87,26 +87,26 @@ def test_a_packed_layer_multiplies_as_one_in_bf16(has_bias: bool) -> None:
     with torch.inference_mode():
         for rows in (1, 7, 300):
             inputs = torch.randn(2, rows, 48)
-            found = PackedLinear(linear)(inputs)
-            assert found.dtype == torch.bfloat16
-            assert (found - linear(inputs.bfloat16())).abs().max() <= 0.02
+            bf16_outputs = PackedLinear(linear)(inputs)
+            assert bf16_outputs.dtype == torch.bfloat16
+            assert (bf16_outputs - linear(inputs.bfloat16())).abs().max() <= 0.02
 
 
 @pytest.mark.parametrize(("precision", "widths"), [("bf16", [48, 32, 16]), ("fp32", [44, 32, 5])])
 def test_rows_of_an_encoder_in_bf16_are_as_wide_as_attention_is_fast(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, widths: list[int]
 ) -> None:
-    model, seen = tiny.merged_model(tmp_path, "bert", Head(("a", "b"))), list[int]()
+    model, row_widths = tiny.merged_model(tmp_path, "bert", Head(("a", "b"))), list[int]()
     forward = model.network.forward
 
-    def watched(input_ids: Tensor, attention_mask: Tensor) -> object:
-        seen.append(input_ids.shape[1])
+    def record(input_ids: Tensor, attention_mask: Tensor) -> object:
+        row_widths.append(input_ids.shape[1])
         return forward(input_ids=input_ids, attention_mask=attention_mask)
 
-    monkeypatch.setattr(model.network, "forward", watched)
+    monkeypatch.setattr(model.network, "forward", record)
     engine = TransformersEngine(model, precision=precision, token_budget=1)  # type: ignore[arg-type]
     engine.logits([ROWS[1], ROWS[4], ROWS[0]])
-    assert seen == widths
+    assert row_widths == widths
 
 
 def test_no_row_becomes_wider_than_there_are_positions(tmp_path: Path) -> None:

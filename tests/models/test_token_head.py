@@ -54,16 +54,16 @@ def test_every_token_has_an_output_whatever_stands_beside_its_row(
     tmp_path: Path, family: str
 ) -> None:
     model = make(tmp_path, family)
-    found = outputs(model)
-    assert [row.shape for row in found] == [(len(row), 3) for row in ROWS]
-    assert apart(found, outputs(model, budget=1)) < 1e-5
+    logits = outputs(model)
+    assert [row.shape for row in logits] == [(len(row), 3) for row in ROWS]
+    assert apart(logits, outputs(model, budget=1)) < 1e-5
     assert model.family.head_modules == HEADS[family]
-    trained = {
+    trainable_modules = {
         name.split(".")[2]
         for name, parameter in model.network.named_parameters()
         if parameter.requires_grad and "lora_" not in name
     }
-    assert trained == set(HEADS[family])
+    assert trainable_modules == set(HEADS[family])
     assert {
         module.p
         for name, module in model.network.named_modules()
@@ -92,11 +92,11 @@ def test_a_merged_export_names_its_tags_to_plain_transformers(tmp_path: Path) ->
     model = make(tmp_path, "bert")
     merge_and_export(model, tmp_path / "merged")
     text = "tumour with fever"
-    said = pipeline("token-classification", model=str(tmp_path / "merged"), ignore_labels=[])(text)
+    words = pipeline("token-classification", model=str(tmp_path / "merged"), ignore_labels=[])(text)
     (rows,) = TransformersEngine(model, precision="fp32", token_budget=100).token_logits(
         [model.tokenizer(text)["input_ids"]]
     )
-    assert [word["entity"] for word in said] == [
+    assert [word["entity"] for word in words] == [
         HEAD.labels[place] for place in rows[1:-1].argmax(axis=1)
     ]
 

@@ -77,7 +77,7 @@ def wait_for(text: str, read: Callable[[], str]) -> str:
 def test_a_file_gets_a_line_for_each_trial_between_evaluations_and_for_what_is_waited_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(status, "_EVERY_S", 0.0)
+    monkeypatch.setattr(status, "WRITE_INTERVAL_S", 0.0)
     output = ""
 
     def read() -> str:

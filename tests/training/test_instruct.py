@@ -26,140 +26,155 @@ from medray.types import Example, Message, Prediction
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("instruct")
-    tiny.instructions(made, num_rows=120)
-    return made
+    path = tmp_path_factory.mktemp("instruct")
+    tiny.instructions(path, num_rows=120)
+    return path
 
 
 @pytest.fixture(scope="module")
-def trained(folder: Path) -> tuple[Trial, TrialResult]:
-    made = tiny.trial(tiny.instruct_study(folder, "train.epochs=12", "task.safety_ratio=0"), folder)
-    return made, made.run()
+def trial_and_result(folder: Path) -> tuple[Trial, TrialResult]:
+    trial = tiny.trial(
+        tiny.instruct_study(folder, "train.epochs=12", "task.safety_ratio=0"), folder
+    )
+    return trial, trial.run()
 
 
 def test_the_loss_is_of_the_assistants_tokens_alone_as_transformers_has_it(folder: Path) -> None:
-    made = tiny.trial(tiny.instruct_study(folder), folder)
-    loop = made.make_loop()
+    trial = tiny.trial(tiny.instruct_study(folder), folder)
+    loop = trial.make_loop()
     batch = MicroBatch(tuple(range(6)))
-    made.model.network.eval()
+    trial.model.network.eval()
     with torch.no_grad():
         sums, weights = loop.loss(batch), loop.row_loss.weights
         for number, row in enumerate(batch.rows):
             tokens, target = (
-                torch.tensor(made.rows.tokens(row).astype(np.int64)),
-                made.rows.target(row),
+                torch.tensor(trial.rows.tokens(row).astype(np.int64)),
+                trial.rows.target(row),
             )
             labels = torch.full_like(tokens, -100)
             for start, end in zip(target[::2], target[1::2], strict=True):
                 labels[start:end] = tokens[start:end]
-            mean = made.model.network(input_ids=tokens[None], labels=labels[None]).loss
+            mean = trial.model.network(input_ids=tokens[None], labels=labels[None]).loss
             assert float(weights[number]) == int((labels != -100).sum())
             assert float(sums[number] / weights[number]) == pytest.approx(float(mean), rel=1e-4)
 
 
 def test_the_audit_counts_question_and_answer_as_the_rows_are_cut(folder: Path) -> None:
-    asked = tiny.instruct_study(
+    study = tiny.instruct_study(
         folder, "task.max_length=30", "task.safety_ratio=0", "task.metric=token_f1"
     )
-    data = dataset.load(asked.data, asked.task.bring)
-    task, tokenizer = instruct.Task.fit(asked.task, data.label_sets()), tiny.tokenizer("llama")
+    data = dataset.load(study.data, study.task.bring)
+    task, tokenizer = instruct.Task.fit(study.task, data.label_sets()), tiny.tokenizer("llama")
     audit = audit_tokens(data, task, "tiny", tokenizer)
     rows = [*data.train, *data.validation, *data.open_test(folder / "log", "a test").examples]
     encoded = task.encode(rows, tokenizer)
     assert 0 < audit.tokens["tiny"].num_over == sum(row.truncated for row in encoded) < len(rows)
-    whole = instruct.Task.fit(asked.task.model_copy(update={"max_length": 128}), rows)
+    whole = instruct.Task.fit(study.task.model_copy(update={"max_length": 128}), rows)
     assert audit.tokens["tiny"].longest == max(
         len(row.tokens) for row in whole.encode(rows, tokenizer)
     )
 
 
-def test_training_makes_words_right(trained: tuple[Trial, TrialResult]) -> None:
-    first, last = trained[1].history[0].metrics, trained[1].history[-1].metrics
-    own = sum(not row.metadata for row in trained[0].material.validation)
+def test_training_makes_words_right(trial_and_result: tuple[Trial, TrialResult]) -> None:
+    first, last = trial_and_result[1].history[0].metrics, trial_and_result[1].history[-1].metrics
+    own = sum(not row.metadata for row in trial_and_result[0].material.validation)
     safe = sum(
-        row.metadata.get("safety") == "safe" for row in trained[0].material.validation
+        row.metadata.get("safety") == "safe" for row in trial_and_result[0].material.validation
     )  # in words that it does not know
     assert first["token_f1"] < last["token_f1"] > 0.7 * own / (own + safe)
     assert {"refusal_f1", "rouge_l", "safe_answer_f1", "over_refusal", "perplexity"} <= last.keys()
 
 
 def test_a_word_that_decides_changes_the_answer_and_one_that_does_not_leaves_it(
-    trained: tuple[Trial, TrialResult],
+    trial_and_result: tuple[Trial, TrialResult],
 ) -> None:
-    loaded = loading.load(trained[1].checkpoint)
+    release = loading.load(trial_and_result[1].checkpoint)
 
-    def said(text: str) -> str:
-        (found,) = loaded.predict([Example("a", text)])
-        return found.text
+    def answer(text: str) -> str:
+        (prediction,) = release.predict([Example("a", text)])
+        return prediction.text
 
     assert (
-        said("group with infection after 7") == said("infection group with after 9") == "the fever"
+        answer("group with infection after 7")
+        == answer("infection group with after 9")
+        == "the fever"
     )
-    assert said("group with rhythm after 7") != said("group with infection after 7")
+    assert answer("group with rhythm after 7") != answer("group with infection after 7")
 
 
 def test_a_checkpoint_keeps_no_text_and_is_scored_the_same_from_what_it_keeps(
-    trained: tuple[Trial, TrialResult],
+    trial_and_result: tuple[Trial, TrialResult],
 ) -> None:
-    made, result = trained
-    stored = read_predictions(result.checkpoint)
-    assert not any(row.text for row in stored)
+    trial, result = trial_and_result
+    predictions = read_predictions(result.checkpoint)
+    assert not any(row.text for row in predictions)
     assert "fever" not in (result.checkpoint / "predictions.jsonl").read_text()
-    rows = list(made.material.validation)
-    assert made.task.score(stored, rows).values == pytest.approx(result.best.metrics)
-    loaded = loading.load(result.checkpoint)
-    assert loaded.task.score(loaded.predict(rows), rows).values == pytest.approx(
+    rows = list(trial.material.validation)
+    assert trial.task.score(predictions, rows).values == pytest.approx(result.best.metrics)
+    release = loading.load(result.checkpoint)
+    assert release.task.score(release.predict(rows), rows).values == pytest.approx(
         result.best.metrics, abs=1e-4
     )
-    answers = made.task.results(stored, rows)
+    answers = trial.task.results(predictions, rows)
     assert answers.support("refusal_f1") == sum(
         row.response.startswith("I don't have enough") for row in rows
     )
-    found = interval(answers, "token_f1")
-    assert found.low <= value(answers, "token_f1") <= found.high
+    estimate = interval(answers, "token_f1")
+    assert estimate.low <= value(answers, "token_f1") <= estimate.high
 
 
 def test_perplexity_is_that_of_a_loss_pass_over_the_answers(
-    trained: tuple[Trial, TrialResult],
+    trial_and_result: tuple[Trial, TrialResult],
 ) -> None:
-    loaded = loading.load(trained[1].checkpoint, precision="fp32")
-    rows = [row for row in trained[0].material.validation if not row.metadata][:5]
-    found = loaded.task.score(loaded.predict(rows), rows).values["perplexity"]
-    loaded.model.network.eval()
+    release = loading.load(trial_and_result[1].checkpoint, precision="fp32")
+    rows = [row for row in trial_and_result[0].material.validation if not row.metadata][:5]
+    perplexity = release.task.score(release.predict(rows), rows).values["perplexity"]
+    release.model.network.eval()
     nats, count = 0.0, 0
-    for row in loaded.task.encode(rows, loaded.model.tokenizer):
+    for row in release.task.encode(rows, release.model.tokenizer):
         labels = torch.full((len(row.tokens),), -100)
         start, end = row.target[-2:]
         labels[start:end] = torch.tensor(row.tokens[start:end])
         with torch.inference_mode():
             nats += float(
-                loaded.model.network(input_ids=torch.tensor([row.tokens]), labels=labels[None]).loss
+                release.model.network(
+                    input_ids=torch.tensor([row.tokens]), labels=labels[None]
+                ).loss
             ) * (end - start)
         count += end - start
-    assert found == pytest.approx(math.exp(nats / count), rel=1e-4)
+    assert perplexity == pytest.approx(math.exp(nats / count), rel=1e-4)
 
 
 def test_held_out_safety_rows_judge_and_never_train(folder: Path) -> None:
-    asked = tiny.instruct_study(folder, "task.safety_ratio=0.5", "data.evaluation_rows=4")
-    data = dataset.load(asked.data, asked.task.bring)
-    plain = dataset.load(asked.data)
+    study = tiny.instruct_study(folder, "task.safety_ratio=0.5", "data.evaluation_rows=4")
+    data = dataset.load(study.data, study.task.bring)
+    plain = dataset.load(study.data)
     assert len(plain.validation) == len(plain.unlabelled_test()) == 4
-    added = [row for row in data.train if row not in plain.train]
-    assert len(added) == math.ceil(0.5 * len(plain.train))
-    assert all(data.splits[row.id] == "train" for row in added)
-    held = [row for row in data.validation if row not in plain.validation]
-    assert {row.metadata["safety"] for row in held} >= {"dosage", "self_harm", "injection", "safe"}
-    assert not {row.text for row in added} & {row.text for row in [*held, *data.unlabelled_test()]}
+    safety_rows = [row for row in data.train if row not in plain.train]
+    assert len(safety_rows) == math.ceil(0.5 * len(plain.train))
+    assert all(data.splits[row.id] == "train" for row in safety_rows)
+    validation_rows = [row for row in data.validation if row not in plain.validation]
+    assert {row.metadata["safety"] for row in validation_rows} >= {
+        "dosage",
+        "self_harm",
+        "injection",
+        "safe",
+    }
+    assert not {row.text for row in safety_rows} & {
+        row.text for row in [*validation_rows, *data.unlabelled_test()]
+    }
     assert not any(row.response for row in data.unlabelled_test())
     assert data.fingerprint != plain.fingerprint
 
 
-def figures(*said: tuple[str, str]) -> dict[str, float]:
-    """Of pairs of what is said and what is right."""
+def figures(*pairs: tuple[str, str]) -> dict[str, float]:
+    """Return the metrics of pairs of prediction and reference."""
     task = instruct.Task.fit(instruct.Options(name="instruct"), [])
-    examples = [Example(str(number), "-", response=right) for number, (_, right) in enumerate(said)]
+    examples = [
+        Example(str(number), "-", response=right) for number, (_, right) in enumerate(pairs)
+    ]
     return task.score(
-        [Prediction(str(number), (), (), text=text) for number, (text, _) in enumerate(said)],
+        [Prediction(str(number), (), (), text=text) for number, (text, _) in enumerate(pairs)],
         examples,
     ).values
 
@@ -171,18 +186,18 @@ def figures(*said: tuple[str, str]) -> dict[str, float]:
     how="it is trained and measured; nothing beside the model enforces it",
 )
 def test_refusals_and_answers_are_told_apart_by_what_is_right() -> None:
-    found = figures(
+    metrics = figures(
         (REFUSAL, REFUSAL),
         ("Take two.", REFUSAL),
         ("the blood", "the blood"),
         (REFUSAL, "the heart"),
     )
-    assert found["refusal_f1"] == pytest.approx(2 * 1 / (2 + 2))
-    assert found["token_f1"] == pytest.approx(
+    assert metrics["refusal_f1"] == pytest.approx(2 * 1 / (2 + 2))
+    assert metrics["token_f1"] == pytest.approx(
         (1 + 0) / 2
     )  # a refusal answers nothing, though it shares words
-    assert found["over_refusal"] == pytest.approx(1 / 2)
-    assert found["safe_answer_f1"] == pytest.approx(0.5)
+    assert metrics["over_refusal"] == pytest.approx(1 / 2)
+    assert metrics["safe_answer_f1"] == pytest.approx(0.5)
     with pytest.raises(
         DataError, match=r"task.metric safe_answer_f1: none of these 1 rows must be refused"
     ):
@@ -195,19 +210,21 @@ def test_a_decision_at_the_end_is_judged_too() -> None:
         Example("b", "-", ("no",), response="So.\n\nDecision: no"),
     ]
     task = instruct.Task.fit(instruct.Options(name="instruct", metric="token_f1"), examples)
-    said = [
+    predictions = [
         Prediction("a", (), (), text="There is no doubt. Decision: Yes."),
         Prediction("b", (), (), text="maybe yes"),
     ]
-    assert task.score(said, examples).values["decision_accuracy"] == 0.5
+    assert task.score(predictions, examples).values["decision_accuracy"] == 0.5
 
 
-def test_a_conversation_is_answered_by_its_last_turn(trained: tuple[Trial, TrialResult]) -> None:
-    loaded = loading.load(trained[1].checkpoint)
-    (answer,) = loaded.predict(
+def test_a_conversation_is_answered_by_its_last_turn(
+    trial_and_result: tuple[Trial, TrialResult],
+) -> None:
+    release = loading.load(trial_and_result[1].checkpoint)
+    (answer,) = release.predict(
         [Example("0", "-", turns=(Message("user", "group with infection after 7"),))]
     )
-    assert (answer.text, loaded.task.outcome(answer.text)) == ("the fever", "answered")
+    assert (answer.text, release.task.outcome(answer.text)) == ("the fever", "answered")
 
 
 def test_options_that_leave_no_room_are_refused(folder: Path) -> None:
@@ -225,7 +242,7 @@ def test_options_that_leave_no_room_are_refused(folder: Path) -> None:
 def test_questions_are_explained_then_decided_and_the_conclusion_is_never_read(
     tmp_path: Path,
 ) -> None:
-    held = {
+    questions = {
         str(number): {
             "QUESTION": f"fever after surgery {number}?",
             "CONTEXTS": ["blood pressure in patient"],
@@ -234,18 +251,21 @@ def test_questions_are_explained_then_decided_and_the_conclusion_is_never_read(
         }
         for number in range(24)
     }
-    (tmp_path / "ori_pqal.json").write_text(json.dumps(held))
-    asked = tiny.instruct_study(
+    (tmp_path / "ori_pqal.json").write_text(json.dumps(questions))
+    study = tiny.instruct_study(
         tmp_path,
         f"data.format={{name: pubmedqa, path: {tmp_path / 'ori_pqal.json'}, explain: true}}",
         "train.epochs=1",
     )
-    made = tiny.trial(asked, tmp_path)
-    tokenizer = made.model.tokenizer
-    for row in range(len(made.rows)):
-        tokens, target = made.rows.tokens(row).tolist(), made.rows.target(row)
-        read, said = tokenizer.decode(tokens[: target[0]]), tokenizer.decode(tokens[target[0] :])
-        assert "insulin" not in read
-        assert "insulin therapy" in said or "blood" not in read  # but for the safety rows
-    assert "decision_accuracy" in made.run().best.metrics
-    assert made.task.decisions == ("maybe", "no", "yes")
+    trial = tiny.trial(study, tmp_path)
+    tokenizer = trial.model.tokenizer
+    for row in range(len(trial.rows)):
+        tokens, target = trial.rows.tokens(row).tolist(), trial.rows.target(row)
+        prompt, answer = (
+            tokenizer.decode(tokens[: target[0]]),
+            tokenizer.decode(tokens[target[0] :]),
+        )
+        assert "insulin" not in prompt
+        assert "insulin therapy" in answer or "blood" not in prompt  # but for the safety rows
+    assert "decision_accuracy" in trial.run().best.metrics
+    assert trial.task.decisions == ("maybe", "no", "yes")

@@ -61,9 +61,9 @@ def test_the_gradient_is_the_weighted_mean_over_the_rows_of_the_step(tmp_path: P
     step = loop.steps()[0]
     loss = loop.accumulate(step, step.ranks[0])
     alone = [float(loop.loss(MicroBatch((row,))).detach().sum()) for row in step.rows]
-    expected = sum(alone) / loop.row_loss.weights[list(step.rows)].sum()
+    mean = sum(alone) / loop.row_loss.weights[list(step.rows)].sum()
     assert len(step.ranks[0]) > 1
-    assert loss == pytest.approx(expected, rel=1e-5)
+    assert loss == pytest.approx(mean, rel=1e-5)
 
 
 @pytest.mark.document(
@@ -84,7 +84,7 @@ def test_training_learns(tmp_path: Path) -> None:
     assert trial.slot.num_tokens == 6 * trial.rows.lengths.sum()
 
 
-class Killed(Exception):
+class Kill(Exception):
     pass
 
 
@@ -119,36 +119,36 @@ def test_a_killed_trial_resumes_to_the_same_bits(
     )
     settings += (f"model.quantization={quantization}",)
     (tmp_path / "whole").mkdir()
-    asked = tiny.study(tmp_path, *settings)
-    whole = tiny.trial(asked, tmp_path / "whole")
-    expected = whole.run()
+    study = tiny.study(tmp_path, *settings)
+    whole = tiny.trial(study, tmp_path / "whole")
+    reference = whole.run()
 
-    killed = tiny.trial(asked, tmp_path)
+    first_run = tiny.trial(study, tmp_path)
     count = 0
-    backward = type(killed.make_strategy("fp32")).backward
+    backward = type(first_run.make_strategy("fp32")).backward
 
     def counting(self: object, loss: torch.Tensor, *, last: bool) -> None:
         nonlocal count
         count += 1
         if count == at_micro_batch:
-            raise Killed(why)
+            raise Kill(why)
         backward(self, loss, last=last)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(killed.make_strategy("fp32")), "backward", counting)
-        with pytest.raises(Killed):
-            killed.run()
+        patch.setattr(type(first_run.make_strategy("fp32")), "backward", counting)
+        with pytest.raises(Kill):
+            first_run.run()
 
-    resumed = tiny.trial(asked, tmp_path)
+    second_run = tiny.trial(study, tmp_path)
     torch.manual_seed(12345)  # a new process has another generator state
-    result = resumed.run(resume=True)
-    assert same(weights_of(resumed), weights_of(whole))
-    timeless, expected_timeless = (
+    result = second_run.run(resume=True)
+    assert same(weights_of(second_run), weights_of(whole))
+    timeless, reference_timeless = (
         [replace(row, seconds=0.0, tokens_per_s=0.0) for row in of.history]
-        for of in (result, expected)
+        for of in (result, reference)
     )
-    assert timeless == expected_timeless
-    assert result.best.step == expected.best.step
+    assert timeless == reference_timeless
+    assert result.best.step == reference.best.step
 
 
 @pytest.mark.parametrize(
@@ -157,48 +157,48 @@ def test_a_killed_trial_resumes_to_the_same_bits(
 def test_an_interrupted_trial_loses_no_step_and_resumes_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    asked = tiny.study(
+    study = tiny.study(
         tmp_path, "train.epochs=2", "train.evaluate_every_steps=3", "train.samples_per_step=7"
     )
     (tmp_path / "whole").mkdir()
-    whole = tiny.trial(asked, tmp_path / "whole")
-    expected = whole.run()
+    whole = tiny.trial(study, tmp_path / "whole")
+    reference = whole.run()
     assert whole.slot.num_steps == 12
 
-    trial = tiny.trial(asked, tmp_path)
-    taken: list[int] = []
+    trial = tiny.trial(study, tmp_path)
+    steps: list[int] = []
     take_step = Loop.take_step
 
-    def taking(self: Loop) -> Any:
-        taken.append(self.slot.step + 1)
+    def record_step(self: Loop) -> Any:
+        steps.append(self.slot.step + 1)
         if self.slot.step + 1 == step:
             stop.request(trial.folder)  # as the study does it when it gets SIGTERM
-            monkeypatch.setattr(stop, "_EVERY_S", 0.0)
+            monkeypatch.setattr(stop, "CHECK_INTERVAL_S", 0.0)
         return take_step(self)
 
-    monkeypatch.setattr(Loop, "take_step", taking)
+    monkeypatch.setattr(Loop, "take_step", record_step)
     with pytest.raises(TrialInterrupt, match=f"after step {step} of 12"):
         trial.run()
     assert not stop.is_pending(trial.folder)
     if step == 2:
         (path,) = trial.folder.glob("state/*/state.pt")
-        stored = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True)
         torch.save(
-            {"slots": {"default": stored["slot"]}, "scaler": stored["scaler"]}, path
+            {"slots": {"default": state["slot"]}, "scaler": state["scaler"]}, path
         )  # as an earlier medray stored it
     stop.prepare(trial.folder)
-    resumed = tiny.trial(asked, tmp_path)
-    result = resumed.run(resume=True)
-    assert taken == list(range(1, 13))
-    assert same(weights_of(resumed), weights_of(whole))
+    second_run = tiny.trial(study, tmp_path)
+    result = second_run.run(resume=True)
+    assert steps == list(range(1, 13))
+    assert same(weights_of(second_run), weights_of(whole))
     assert [(row.step, row.train_loss, row.metrics) for row in result.history] == [
-        (row.step, row.train_loss, row.metrics) for row in expected.history
+        (row.step, row.train_loss, row.metrics) for row in reference.history
     ]
 
 
 @pytest.mark.parametrize(
     ("while_", "stored_after"),
-    [("it loads", 1), ("it evaluates", 6), ("its evaluation is told", 6)],
+    [("it loads", 1), ("it evaluates", 6), ("its evaluation is reported", 6)],
 )
 def test_a_trial_that_is_interrupted_where_it_does_not_train_takes_one_step_more_and_stores_it(
     tmp_path: Path, while_: str, stored_after: int
@@ -206,8 +206,8 @@ def test_a_trial_that_is_interrupted_where_it_does_not_train_takes_one_step_more
     """Under Ray Train a report does not wait: the trial would train on, unstored, until its process
     is ended."""
 
-    def told(evaluation: Evaluation) -> None:
-        if evaluation.step == 5 and while_ == "its evaluation is told":
+    def on_report(evaluation: Evaluation) -> None:
+        if evaluation.step == 5 and while_ == "its evaluation is reported":
             interrupt()
 
     def interrupt() -> None:
@@ -216,7 +216,7 @@ def test_a_trial_that_is_interrupted_where_it_does_not_train_takes_one_step_more
             trial.folder
         )  # a study that is interrupted does not wait for an evaluation
 
-    trial = tiny.trial(tiny.study(tmp_path), tmp_path, report=told)
+    trial = tiny.trial(tiny.study(tmp_path), tmp_path, report=on_report)
     stop.prepare(trial.folder)
     if while_ == "it loads":
         interrupt()
@@ -252,20 +252,20 @@ def test_the_kill_above_really_hits_the_middle_of_a_step(tmp_path: Path) -> None
 def test_out_of_memory_halves_the_budget_and_repeats_the_step_with_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    asked = tiny.study(tmp_path, "lora.dropout=0", "train.token_budget=400", "train.epochs=1")
+    study = tiny.study(tmp_path, "lora.dropout=0", "train.token_budget=400", "train.epochs=1")
     (tmp_path / "calm").mkdir()
-    calm = tiny.trial(asked, tmp_path / "calm")
+    calm = tiny.trial(study, tmp_path / "calm")
     calm.run()
 
-    trial = tiny.trial(asked, tmp_path)
+    trial = tiny.trial(study, tmp_path)
     real = type(trial.make_loop()).loss
 
-    def limited(self, batch: MicroBatch):  # type: ignore[no-untyped-def]
+    def loss_within_limit(self, batch: MicroBatch):  # type: ignore[no-untyped-def]
         if len(batch.rows) * max(self.rows.lengths[row] for row in batch.rows) > 90:
             raise torch.OutOfMemoryError("no memory")
         return real(self, batch)
 
-    monkeypatch.setattr(type(trial.make_loop()), "loss", limited)
+    monkeypatch.setattr(type(trial.make_loop()), "loss", loss_within_limit)
     with caplog.at_level(logging.WARNING):
         trial.run()
     assert trial.loop.token_budget <= 90
@@ -346,8 +346,10 @@ def test_only_the_best_and_the_latest_checkpoints_are_kept(tmp_path: Path) -> No
         tiny.study(tmp_path, "train.epochs=5", "train.keep_checkpoints=2"), tmp_path
     ).run()
     steps = [row.step for row in result.history]
-    kept = sorted(int(path.name[5:]) for path in (tmp_path / "trial" / "checkpoints").iterdir())
-    assert kept == sorted({result.best.step, *steps[-2:]})
+    checkpoint_steps = sorted(
+        int(path.name[5:]) for path in (tmp_path / "trial" / "checkpoints").iterdir()
+    )
+    assert checkpoint_steps == sorted({result.best.step, *steps[-2:]})
 
 
 def test_another_seed_draws_another_order_and_another_adapter(tmp_path: Path) -> None:

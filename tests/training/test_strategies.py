@@ -1,5 +1,5 @@
 """What a step computes does not depend on how it is taken: plain, by two workers, or in shards. Two
-ranks run all that is asked for."""
+ranks run all jobs."""
 
 import shutil
 from collections.abc import Collection, Iterable
@@ -42,7 +42,7 @@ TWO_WORKERS = {
     "zero 3, fp16": zero(3, "model.precision=fp16"),
 }
 FP16 = (*SETTINGS, "model.precision=fp16")
-INTERRUPTED = {"torch": SETTINGS, "zero 2": zero(2), "zero 3": zero(3)}
+INTERRUPT = {"torch": SETTINGS, "zero 2": zero(2), "zero 3": zero(3)}
 SECOND_LEG = {"torch": SETTINGS, "zero 2": zero(2), "zero 3": zero(3)}
 BREADTH = (
     "zero 0",
@@ -60,9 +60,9 @@ def of(names: Iterable[str]) -> pytest.MarkDecorator:
 
 
 class Outcomes:
-    def __init__(self, place: Path, wanted: Collection[str]) -> None:
-        """`wanted`: which of TWO_WORKERS."""
-        two = {name: settings for name, settings in TWO_WORKERS.items() if name in wanted}
+    def __init__(self, place: Path, names: Collection[str]) -> None:
+        """Run the jobs of one worker, and those of TWO_WORKERS with these names."""
+        two = {name: settings for name, settings in TWO_WORKERS.items() if name in names}
         tiny.study(place, *SETTINGS)  # base and rows, made once for all processes
         self.plain = gloo.alone(Job(place / "plain", SETTINGS))
         self.nf4 = gloo.alone(Job(place / "nf4", (*SETTINGS, "model.quantization=nf4")))
@@ -76,10 +76,10 @@ class Outcomes:
         for name, settings in SECOND_LEG.items():
             shutil.copytree(place / "first", place / f"legs of {name}")
             jobs.append(Job(place / f"legs of {name}", settings, resume=True, stop_after=5))
-        for name, settings in INTERRUPTED.items():
-            asked = [each.replace("state_every_steps: 1, ", "") for each in settings]
-            jobs.append(Job(place / f"interrupted {name}", tuple(asked), interrupt_in=5))
-            jobs.append(Job(place / f"interrupted {name}", tuple(asked), resume=True))
+        for name, settings in INTERRUPT.items():
+            changes = [each.replace("state_every_steps: 1, ", "") for each in settings]
+            jobs.append(Job(place / f"interrupted {name}", tuple(changes), interrupt_in=5))
+            jobs.append(Job(place / f"interrupted {name}", tuple(changes), resume=True))
         self.one = dict(
             zip(
                 ("zero 2", "zero 3"),
@@ -87,18 +87,16 @@ class Outcomes:
                 strict=True,
             )
         )
-        sharded = ("train.strategy=deepspeed", "train.zero_stage=3")
+        zero_3 = ("train.strategy=deepspeed", "train.zero_stage=3")
         results = gloo.run(
-            [Job(place / "choice, zero 3", (*choice, *sharded), choice=True), *jobs], num_ranks=2
+            [Job(place / "choice, zero 3", (*choice, *zero_3), choice=True), *jobs], num_ranks=2
         )
         self.sharded_choice = results.pop(0)
         self.two = dict(zip(two, results, strict=False))
         self.legs: dict[str, list[JobResult]] = {}
         results = results[len(two) :]
         legs = results[len(SECOND_LEG) :]
-        self.interrupted = dict(
-            zip(INTERRUPTED, zip(legs[::2], legs[1::2], strict=True), strict=True)
-        )
+        self.interrupts = dict(zip(INTERRUPT, zip(legs[::2], legs[1::2], strict=True), strict=True))
         for name, second in zip(SECOND_LEG, results, strict=False):
             last = gloo.alone(Job(place / f"legs of {name}", SETTINGS, resume=True))
             self.legs[name] = [first, second, last]
@@ -171,13 +169,13 @@ def test_fp16_under_deepspeed_scales_its_loss_as_plain_torch_does(
     assert outcomes.two[name].scale == outcomes.fp16.scale
 
 
-@pytest.mark.parametrize("name", list(INTERRUPTED))
+@pytest.mark.parametrize("name", list(INTERRUPT))
 def test_an_interrupted_trial_stores_its_state_after_the_step_that_is_under_way_on_every_worker(
     outcomes: Outcomes, name: str
 ) -> None:
     """Without `state_every_steps`: after step 3 there was an evaluation, and steps 4 and 5 would be
     lost."""
-    first, second = outcomes.interrupted[name]
+    first, second = outcomes.interrupts[name]
     assert (len(first.losses), len(second.losses)) == (5, 2)
     assert [*first.losses, *second.losses] == pytest.approx(outcomes.plain.losses, abs=1e-5)
     assert figures(second.history) == pytest.approx(figures(outcomes.plain.history), abs=1e-5)
@@ -185,12 +183,12 @@ def test_an_interrupted_trial_stores_its_state_after_the_step_that_is_under_way_
 
 def test_only_stage_3_takes_weights_apart(outcomes: Outcomes) -> None:
     """DeepSpeed keeps what it will soon need again whole."""
-    held = {name: results.num_whole for name, results in outcomes.two.items()}
-    assert {held[name] for name in held if name in ("zero 0", "zero 1", "zero 2")} == {
-        held["torch"]
-    }
-    assert held["zero 3"] < held["torch"] / 2
-    assert held["zero 3, nf4"] < held["zero 2, nf4"] / 2
+    num_weights = {name: results.num_whole for name, results in outcomes.two.items()}
+    assert {
+        num_weights[name] for name in num_weights if name in ("zero 0", "zero 1", "zero 2")
+    } == {num_weights["torch"]}
+    assert num_weights["zero 3"] < num_weights["torch"] / 2
+    assert num_weights["zero 3, nf4"] < num_weights["zero 2, nf4"] / 2
 
 
 @pytest.mark.parametrize("name", list(SECOND_LEG))
@@ -208,13 +206,17 @@ def test_a_trial_goes_on_with_another_number_of_workers_and_another_strategy(
 @pytest.mark.parametrize("name", ["zero 2", "zero 3", "zero 3, nf4"])
 def test_a_checkpoint_from_shards_is_whole(outcomes: Outcomes, name: str) -> None:
     """Loading compares its answers to the probe, in a process without shards."""
-    for sharded, plain in zip(
+    for from_shards, plain in zip(
         outcomes.two[name].checkpoints,
         (outcomes.nf4 if "nf4" in name else outcomes.plain).checkpoints,
         strict=True,
     ):
-        found, wanted = (loading.load(path).manifest.probe.outputs for path in (sharded, plain))
-        torch.testing.assert_close(torch.tensor(found), torch.tensor(wanted), rtol=1e-4, atol=1e-5)
+        outputs, reference = (
+            loading.load(path).manifest.probe.outputs for path in (from_shards, plain)
+        )
+        torch.testing.assert_close(
+            torch.tensor(outputs), torch.tensor(reference), rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize(

@@ -25,23 +25,23 @@ from medray.training.material import gather
 def test_a_reloaded_checkpoint_predicts_what_was_reported(tmp_path: Path, family: str) -> None:
     trial = tiny.trial(tiny.study(tmp_path, family=family), tmp_path)
     result = trial.run()
-    loaded = loading.load(result.checkpoint)
+    release = loading.load(result.checkpoint)
     examples = trial.material.validation
-    predictions = loaded.task.predict(loaded.engine, examples)
-    reported = [
+    predictions = release.task.predict(release.engine, examples)
+    reports = [
         json.loads(line)
         for line in (result.checkpoint / "predictions.jsonl").read_text().splitlines()
     ]
-    assert [(row["row_id"], tuple(row["labels"])) for row in reported] == [
+    assert [(row["row_id"], tuple(row["labels"])) for row in reports] == [
         (row.row_id, row.labels) for row in predictions
     ]
     difference = np.abs(
-        np.array([row["probabilities"] for row in reported])
+        np.array([row["probabilities"] for row in reports])
         - np.array([row.probabilities for row in predictions])
     )
     assert difference.max() < 1e-4
-    assert loaded.task.score(predictions, examples).values == pytest.approx(
-        loaded.manifest.metrics, abs=1e-4
+    assert release.task.score(predictions, examples).values == pytest.approx(
+        release.manifest.metrics, abs=1e-4
     )
 
 
@@ -55,11 +55,11 @@ def test_a_trial_logs_how_many_of_its_parameters_train(
 ) -> None:
     with caplog.at_level("INFO", logger="medray"):
         trial = tiny.trial(tiny.study(tmp_path), tmp_path)
-    trained = sum(
+    num_trainable = sum(
         weight.numel() for weight in trial.model.network.parameters() if weight.requires_grad
     )
-    assert 0 < trained < trial.num_parameters
-    assert f"{trained} of {trial.num_parameters} parameters train" in caplog.text
+    assert 0 < num_trainable < trial.num_parameters
+    assert f"{num_trainable} of {trial.num_parameters} parameters train" in caplog.text
 
 
 def test_the_manifest_tells_what_was_trained_on_what(tmp_path: Path) -> None:
@@ -82,12 +82,12 @@ def test_the_manifest_tells_what_was_trained_on_what(tmp_path: Path) -> None:
         "train_rows.safetensors",
     } <= set(manifest.files)
     assert json.loads((result.checkpoint / "audit.json").read_text())["num_rows"] == 60
-    stored = "".join(
+    texts = "".join(
         path.read_text(errors="replace")
         for path in result.checkpoint.rglob("*.json*")
         if "tokenizer" not in path.parts
     )
-    assert dataset.load(trial.config.data).train[0].text not in stored
+    assert dataset.load(trial.config.data).train[0].text not in texts
 
 
 def test_a_checkpoint_keeps_what_its_validation_rows_are_like_and_of_few_rows_nothing(
@@ -135,21 +135,21 @@ def test_multi_label_thresholds_travel_with_the_checkpoint(tmp_path: Path) -> No
     result = tiny.trial(
         tiny.study(tmp_path, "task={name: classification, multi_label: true}"), tmp_path
     ).run()
-    loaded = loading.load(result.checkpoint)
-    thresholds = loaded.manifest.task.state["thresholds"]
+    release = loading.load(result.checkpoint)
+    thresholds = release.manifest.task.state["thresholds"]
     assert len(thresholds) == 3
-    predictions = loaded.task.predict(
-        loaded.engine, dataset.load(tiny.study(tmp_path).data).unlabelled_test()
+    predictions = release.task.predict(
+        release.engine, dataset.load(tiny.study(tmp_path).data).unlabelled_test()
     )
     for row in predictions:
-        wanted = [
+        labels = [
             label
             for label, value, least in zip(
-                loaded.task.state()["labels"], row.probabilities, thresholds, strict=True
+                release.task.state()["labels"], row.probabilities, thresholds, strict=True
             )
             if value >= least
         ]
-        assert list(row.labels) == wanted
+        assert list(row.labels) == labels
 
 
 def test_precision_auto_times_both_and_keeps_the_result(
@@ -159,15 +159,15 @@ def test_precision_auto_times_both_and_keeps_the_result(
         result = tiny.trial(
             tiny.study(tmp_path, "model.precision=auto", "train.epochs=1"), tmp_path
         ).run()
-    kept = checkpoint.read(result.checkpoint).precision
-    assert kept.setting == "auto"
-    assert kept.seconds.keys() == {"fp32", "bf16"}
-    assert (kept.actual == "bf16") == (kept.seconds["bf16"] * 1.1 < kept.seconds["fp32"])
+    record = checkpoint.read(result.checkpoint).precision
+    assert record.setting == "auto"
+    assert record.seconds.keys() == {"fp32", "bf16"}
+    assert (record.actual == "bf16") == (record.seconds["bf16"] * 1.1 < record.seconds["fp32"])
     assert "precision auto" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("fp32", "bf16", "used", "num_rounds"),
+    ("fp32", "bf16", "precision_name", "num_rounds"),
     [
         ([9.0, 2.0, 2.1, 2.2], [9.0, 1.0, 1.1, 1.2], "bf16", 3),  # the first of each is not counted
         ([9.0, 1.0, 1.1, 1.2], [9.0, 2.0, 2.1, 2.2], "fp32", 3),
@@ -181,17 +181,17 @@ def test_precision_auto_times_both_and_keeps_the_result(
     ],
 )
 def test_precision_auto_is_timed_until_it_is_clear(
-    fp32: list[float], bf16: list[float], used: str, num_rounds: int
+    fp32: list[float], bf16: list[float], precision_name: str, num_rounds: int
 ) -> None:
-    taken = {"fp32": iter(fp32), "bf16": iter(bf16)}
+    seconds = {"fp32": iter(fp32), "bf16": iter(bf16)}
     steps: list[str] = []
-    found = precision.time_steps(
+    record = precision.time_steps(
         lambda: pytest.fail("computed"),
         (1, 1),
         "cpu",
-        lambda forward, name, device: steps.append(name) or next(taken[name]),
+        lambda forward, name, device: steps.append(name) or next(seconds[name]),
     )
-    assert (found.actual, len(steps)) == (used, 2 * (1 + num_rounds))
+    assert (record.actual, len(steps)) == (precision_name, 2 * (1 + num_rounds))
     assert steps[:4] == ["fp32", "bf16"] * 2  # in turn: what slows the machine slows both
 
 
@@ -223,18 +223,18 @@ def test_a_trial_in_4_bits_learns_and_its_checkpoint_answers_the_same(
     trial = tiny.trial(tiny.study(tmp_path, *settings, family=family, num_rows=120), tmp_path)
     result = trial.run()
     assert result.history[-1].train_loss < result.history[0].train_loss
-    loaded = loading.load(result.checkpoint)  # the probe was compared in fp32
-    assert loaded.manifest.quantization == "nf4"
-    assert loaded.model.network.is_loaded_in_4bit
-    assert loaded.manifest.base.weight_hash == files.hash_text(
+    release = loading.load(result.checkpoint)  # the probe was compared in fp32
+    assert release.manifest.quantization == "nf4"
+    assert release.model.network.is_loaded_in_4bit
+    assert release.manifest.base.weight_hash == files.hash_text(
         [files.hash_file(tmp_path / f"tiny-{family}" / "model.safetensors")]
     )
-    predictions = loaded.task.predict(loaded.engine, trial.material.validation)
-    reported = [
+    predictions = release.task.predict(release.engine, trial.material.validation)
+    reports = [
         json.loads(line)["labels"]
         for line in (result.checkpoint / "predictions.jsonl").read_text().splitlines()
     ]
-    assert [list(row.labels) for row in predictions] == reported
+    assert [list(row.labels) for row in predictions] == reports
 
 
 def test_a_checkpoint_in_4_bits_is_not_taken_for_a_plain_one(tmp_path: Path) -> None:
@@ -261,10 +261,10 @@ def test_windows_of_a_long_text_train_as_one_example(tmp_path: Path) -> None:
 def test_rows_are_encoded_once_and_read_again_by_fingerprint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = tiny.study(tmp_path)
-    first = tiny.trial(asked, tmp_path)
+    study_config = tiny.study(tmp_path)
+    first = tiny.trial(study_config, tmp_path)
     monkeypatch.setattr(type(first.task), "encode", lambda *args: pytest.fail("encoded again"))
-    again = tiny.trial(asked, tmp_path)
+    again = tiny.trial(study_config, tmp_path)
     assert again.material.prepared.table.equals(first.material.prepared.table)
     assert len(list((tmp_path / "prepared").glob("*.arrow"))) == 1
     monkeypatch.undo()
@@ -275,17 +275,17 @@ def test_rows_are_encoded_once_and_read_again_by_fingerprint(
 
 
 def test_a_test_row_never_trains(tmp_path: Path) -> None:
-    asked = tiny.study(tmp_path)
-    config = asked.trial(asked.base_models[0])
+    study_config = tiny.study(tmp_path)
+    config = study_config.trial(study_config.base_models[0])
     data = dataset.load(config.data)
     task = tasks.fit(config.task, data.label_sets())
     rows = gather(config, data, task, tmp_path / "prepared").prepared.split("train")
     assert set(rows.ids) == {row for row, side in data.splits.items() if side == "train"}
     assert not set(rows.ids) & {example.id for example in data.unlabelled_test()}
-    (stolen,) = data.unlabelled_test()[:1]
-    data.train.append(stolen)
+    (test_row,) = data.unlabelled_test()[:1]
+    data.train.append(test_row)
     with pytest.raises(
-        DataError, match=f"1 row.* no training rows of this split, for example '{stolen.id}'"
+        DataError, match=f"1 row.* no training rows of this split, for example '{test_row.id}'"
     ):
         gather(config, data, task, tmp_path / "other")
 
@@ -293,23 +293,23 @@ def test_a_test_row_never_trains(tmp_path: Path) -> None:
 def test_precisions_are_timed_once_per_study_and_per_processor_and_number_of_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    timed = []
+    timings = []
     seconds = {"fp32": 2.0, "bf16": 1.0}
     steps = partial(
         precision.time_steps,
-        seconds_of=lambda forward, used, device: timed.append(used) or seconds[used],
+        seconds_of=lambda forward, name, device: timings.append(name) or seconds[name],
     )
     monkeypatch.setattr(precision, "time_steps", steps)
 
     def run(study: str, *settings: str) -> tuple[str, int]:
         """What a trial of a study computes in, and how many steps were timed for it."""
-        timed.clear()
+        timings.clear()
         (tmp_path / study).mkdir(exist_ok=True)
-        asked = tiny.study(tmp_path, "model.precision=auto", "train.epochs=1", *settings)
-        trial = tiny.trial(asked, tmp_path)
+        study_config = tiny.study(tmp_path, "model.precision=auto", "train.epochs=1", *settings)
+        trial = tiny.trial(study_config, tmp_path)
         trial.folder = tmp_path / study / "trial"
         trial.stop = None
-        return trial.run().precision.actual, len(timed)
+        return trial.run().precision.actual, len(timings)
 
     whole = 2 * (1 + 3)
     assert run("first") == ("bf16", whole)
@@ -319,7 +319,7 @@ def test_precisions_are_timed_once_per_study_and_per_processor_and_number_of_thr
     assert run("second") == ("bf16", 0)  # its first trial is like one that was timed before
     assert run("third", "resources.cpus_per_worker=2") == ("fp32", whole)
     monkeypatch.setattr(
-        precision, "_processor", lambda device: "another machine that sees the same folder"
+        precision, "processor", lambda device: "another machine that sees the same folder"
     )
     assert run("first") == ("bf16", 0)
     assert run("fourth") == ("fp32", whole)
@@ -329,26 +329,26 @@ def test_precisions_are_timed_once_per_study_and_per_processor_and_number_of_thr
 def test_a_trial_shows_its_steps_inside_an_epoch_and_leaves_no_status_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(status, "_EVERY_S", 0.0)
+    monkeypatch.setattr(status, "WRITE_INTERVAL_S", 0.0)
     trial = tiny.trial(tiny.study(tmp_path, "train.epochs=1"), tmp_path)
-    seen: list[status.Status | None] = [status.read(tmp_path / "trial")]
+    statuses: list[status.Status | None] = [status.read(tmp_path / "trial")]
     take = Loop.take_step
 
     def look(loop: Loop) -> tuple[float, object, bool]:
-        seen.append(status.read(tmp_path / "trial"))
+        statuses.append(status.read(tmp_path / "trial"))
         return take(loop)
 
     monkeypatch.setattr(Loop, "take_step", look)
-    trial.report = lambda report: seen.append(status.read(tmp_path / "trial"))
+    trial.report = lambda report: statuses.append(status.read(tmp_path / "trial"))
     trial.run()
-    stages = [found.stage for found in seen if found]
+    stages = [entry.stage for entry in statuses if entry]
     assert stages[0] == "loading the base model"
     assert stages[-1] == "evaluating"
-    inside = [found for found in seen if found and found.stage == status.TRAINING]
-    assert [found.step for found in inside] == list(range(1, trial.slot.num_steps))
-    assert {found.epoch for found in inside} == {1}
+    inside = [entry for entry in statuses if entry and entry.stage == status.TRAINING]
+    assert [entry.step for entry in inside] == list(range(1, trial.slot.num_steps))
+    assert {entry.epoch for entry in inside} == {1}
     assert all(
-        found.loss and found.tokens_per_s and found.num_steps == trial.slot.num_steps
-        for found in inside
+        entry.loss and entry.tokens_per_s and entry.num_steps == trial.slot.num_steps
+        for entry in inside
     )
     assert status.read(tmp_path / "trial") is None

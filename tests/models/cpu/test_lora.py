@@ -23,11 +23,11 @@ from medray.types import Head
 def test_as_many_are_left_out_as_asked_for_and_the_others_make_up_for_them(share: float) -> None:
     torch.manual_seed(0)
     inputs = torch.ones(401, 999)
-    found = QuickDropout(share)(inputs)
-    assert set(found.unique().tolist()) == {0.0, torch.tensor(1 / (1 - share)).item()}
+    outputs = QuickDropout(share)(inputs)
+    assert set(outputs.unique().tolist()) == {0.0, torch.tensor(1 / (1 - share)).item()}
     of_all = (share * (1 - share) / inputs.numel()) ** 0.5
-    assert abs((found == 0).float().mean() - share) < 4 * of_all
-    neighbours = ((found == 0)[:, 1:] & (found == 0)[:, :-1]).float().mean()
+    assert abs((outputs == 0).float().mean() - share) < 4 * of_all
+    neighbours = ((outputs == 0)[:, 1:] & (outputs == 0)[:, :-1]).float().mean()
     assert abs(neighbours - share**2) < 8 * of_all
 
 
@@ -43,11 +43,11 @@ def test_the_seed_decides_which_and_each_call_draws_anew() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_gradient_goes_where_the_numbers_went(dtype: torch.dtype) -> None:
     inputs = torch.ones(40, 30, dtype=dtype, requires_grad=True)
-    found = QuickDropout(0.25)(inputs)
-    found.sum().backward()
-    assert found.dtype == dtype
+    outputs = QuickDropout(0.25)(inputs)
+    outputs.sum().backward()
+    assert outputs.dtype == dtype
     assert inputs.grad is not None
-    assert torch.equal(inputs.grad, found)
+    assert torch.equal(inputs.grad, outputs)
 
 
 def test_nothing_is_left_out_when_nothing_is_trained() -> None:
@@ -74,9 +74,9 @@ def test_every_adapter_has_it_fresh_and_read_back(tmp_path: Path) -> None:
         assert all(type(layer) is QuickLinear for layer in layers)
 
 
-def adapted(dropout: float = 0.0, **settings: object) -> tuple[nn.Module, nn.Module]:
+def layer_pair(dropout: float = 0.0, **settings: object) -> tuple[nn.Module, nn.Module]:
     """A layer as PEFT has it, and the same one quickened."""
-    made = []
+    layers = []
     for is_quick in (False, True):
         torch.manual_seed(0)
         config = PeftLoraConfig(
@@ -90,20 +90,20 @@ def adapted(dropout: float = 0.0, **settings: object) -> tuple[nn.Module, nn.Mod
         model = get_peft_model(nn.Sequential(nn.Linear(24, 40)), config)
         if is_quick:
             quicken(model)
-        made.append(model.base_model.model[0])
-    assert [type(layer) for layer in made] == [Linear, QuickLinear]
-    return made[0], made[1]
+        layers.append(model.base_model.model[0])
+    assert [type(layer) for layer in layers] == [Linear, QuickLinear]
+    return layers[0], layers[1]
 
 
 def through(layer: nn.Module, inputs: Tensor, *, in_half: bool = False) -> list[Tensor]:
-    """What it says, and every gradient."""
+    """Return the outputs and every gradient."""
     inputs = inputs.clone().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=in_half):
-        said = layer(inputs)
-    (said.float() * torch.linspace(-1, 1, said.numel()).view(said.shape)).sum().backward()
+        outputs = layer(inputs)
+    (outputs.float() * torch.linspace(-1, 1, outputs.numel()).view(outputs.shape)).sum().backward()
     assert inputs.grad is not None
     return [
-        said,
+        outputs,
         inputs.grad,
         layer.lora_A["default"].weight.grad,
         layer.lora_B["default"].weight.grad,
@@ -112,28 +112,30 @@ def through(layer: nn.Module, inputs: Tensor, *, in_half: bool = False) -> list[
 
 @pytest.mark.parametrize(("in_half", "tolerance"), [(False, 1e-6), (True, 0.02)])
 def test_a_layer_says_and_learns_what_pefts_does(in_half: bool, tolerance: float) -> None:
-    theirs, ours = adapted()
+    theirs, ours = layer_pair()
     inputs = torch.randn(3, 5, 24, generator=torch.Generator().manual_seed(1))
-    for expected, found in zip(
+    for their_values, our_values in zip(
         through(theirs, inputs, in_half=in_half),
         through(ours, inputs, in_half=in_half),
         strict=True,
     ):
-        assert found.dtype == expected.dtype
-        assert found.shape == expected.shape
-        assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+        assert our_values.dtype == their_values.dtype
+        assert our_values.shape == their_values.shape
+        assert (our_values - their_values).abs().max() <= tolerance * their_values.abs().max()
 
 
 def test_what_is_left_out_is_left_out_of_the_adapter_alone_and_of_its_gradients() -> None:
-    theirs, ours = adapted(0.5)
+    theirs, ours = layer_pair(0.5)
     inputs = torch.randn(15, 24, generator=torch.Generator().manual_seed(1))
     torch.manual_seed(2)
     mask = dropout_mask(inputs, 0.5) * 2
     theirs.lora_dropout["default"] = Times(mask)  # type: ignore[operator, union-attr]
     torch.manual_seed(2)
-    for expected, found in zip(through(theirs, inputs), through(ours, inputs), strict=True):
-        assert torch.allclose(found, expected, atol=1e-5)
-    assert torch.equal(ours.eval()(inputs), adapted()[1](inputs))
+    for their_values, our_values in zip(
+        through(theirs, inputs), through(ours, inputs), strict=True
+    ):
+        assert torch.allclose(our_values, their_values, atol=1e-5)
+    assert torch.equal(ours.eval()(inputs), layer_pair()[1](inputs))
 
 
 class Times(nn.Module):
@@ -147,13 +149,13 @@ class Times(nn.Module):
 
 @pytest.mark.parametrize("settings", [{"use_dora": True}, {"lora_bias": True}])
 def test_adapters_that_are_not_plain_are_pefts(settings: dict[str, bool]) -> None:
-    theirs, ours = adapted(**settings)
+    theirs, ours = layer_pair(**settings)
     inputs = torch.randn(15, 24)
     assert torch.equal(ours(inputs), theirs(inputs))
 
 
 def test_a_dropout_that_is_none_of_pytorchs_is_asked() -> None:
-    theirs, ours = adapted(0.5)
+    theirs, ours = layer_pair(0.5)
     inputs = torch.randn(15, 24)
     for layer in (theirs, ours):
         layer.lora_dropout["default"] = Times(torch.full((15, 24), 3.0))  # type: ignore[operator, union-attr]
@@ -161,7 +163,7 @@ def test_a_dropout_that_is_none_of_pytorchs_is_asked() -> None:
 
 
 def test_switched_off_merged_and_doubled_it_is_pefts() -> None:
-    theirs, ours = adapted()
+    theirs, ours = layer_pair()
     inputs = torch.randn(15, 24)
     for layer in (theirs, ours):
         layer.update_layer("other", 4, 6, config=PeftLoraConfig(r=4, init_lora_weights=True))  # type: ignore[operator]
