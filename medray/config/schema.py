@@ -2,6 +2,7 @@
 what and what is allowed."""
 
 import json
+from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
@@ -20,6 +21,8 @@ _NUMBERS = (int, float, int | None, float | None, int | tuple[int, int])
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+    # Keys that users of other tools type by habit, and what to write instead.
+    FAMILIAR: ClassVar[Mapping[str, str]] = {}
 
     @field_validator("*", mode="before")
     @classmethod
@@ -141,7 +144,11 @@ def _problems(error: ValidationError, model: type[BaseModel]) -> list[tuple[Loca
             case "plugin":
                 found += [((*loc, *inner), message) for inner, message in item["ctx"]["problems"]]
             case "extra_forbidden":
-                found.append((loc, f"unknown key; {suggest(loc[-1], _fields_at(model, loc[:-1]))}"))
+                found.append((loc, f"unknown key; {_advice(model, loc)}"))
+            case "model_type" if isinstance(item["input"], str) and (
+                advice := _familiar(model, loc)
+            ):
+                found.append((loc, f"is a section of settings; write {advice}"))
             case "missing":
                 found.append((loc, "is required and was not given"))
             case "value_error":
@@ -180,6 +187,28 @@ def _problems(error: ValidationError, model: type[BaseModel]) -> list[tuple[Loca
     if more := len(items[_MOST_SHOWN:]):
         found.append(((), f"has {more} mistakes more"))
     return found
+
+
+def _advice(model: type[BaseModel], loc: Location) -> str:
+    """Return what to write instead of an unknown key: medray's name of a setting that other tools
+    call so, the section that has the key, or the keys of this section."""
+    key, here = str(loc[-1]), _fields_at(model, loc[:-1])
+    if advice := _familiar(model, loc):
+        return f"write {advice}"
+    sections = [
+        f"{section}.{key}" for section in model.model_fields if key in _fields_at(model, (section,))
+    ]
+    if len(loc) == 1 and len(sections) == 1:
+        return f"write {sections[0]}"
+    return suggest(key, here)
+
+
+def _familiar(model: type[BaseModel], loc: Location) -> str | None:
+    """Return what to write for a key that users of other tools type by habit, or None."""
+    if not issubclass(model, Section):
+        return None
+    words = [part for part in loc if isinstance(part, str)]
+    return model.FAMILIAR.get(".".join(words)) or model.FAMILIAR.get(words[-1] if words else "")
 
 
 def _fields_at(model: type[BaseModel], loc: Location) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from medray import plugins
+from medray.config.familiar import FAMILIAR
 from medray.config.files import put_all
 from medray.config.schema import Plugin, PluginOptions, Section, validate
 from medray.config.search import Axis, SearchConfig, check_optuna
@@ -369,6 +370,7 @@ class TrialConfig(Section):
     """One configuration of one base model: everything a trial needs, and what its manifest
     keeps."""
 
+    FAMILIAR = FAMILIAR
     seed: int = 0
     data: DataConfig
     task: Annotated[PluginOptions, Plugin("tasks")]
@@ -394,6 +396,7 @@ class StudyConfig(Section):
     """Many trials over several base models; the sections but `base_models` are every trial's
     defaults."""
 
+    FAMILIAR = FAMILIAR
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="name of the study")
     storage_path: str = Field("runs", description="folder that the study's own folder is made in")
     seed: int = Field(0, description="sets adapters, row order, dropout and draws of the search")

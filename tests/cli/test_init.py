@@ -32,7 +32,7 @@ def test_a_first_study_is_written_accepted_by_a_dry_run_and_never_written_over(
     assert cli.main(["study", "study.yaml", "--dry-run"]) == 0
     before = Path("study.yaml").read_bytes()
     assert cli.main(["init", data, "--positive", "no_cancer"]) == 1
-    assert "study.yaml: already exists and is kept" in capsys.readouterr().err
+    assert "study.yaml: exists already" in capsys.readouterr().err
     assert Path("study.yaml").read_bytes() == before
 
 

@@ -1,6 +1,7 @@
 import importlib
 import json
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 
 import medray.data.formats
 from medray import plugins
+from medray.config.familiar import FAMILIAR
 from medray.config.load import dump_settings, load_study, plugin_options
 from medray.config.study import StudyConfig
 from medray.errors import ConfigError, DataError, suggest
@@ -262,7 +264,7 @@ def test_what_a_search_sampled_wins_over_the_base_model_and_is_validated(load):
     study = load()
     assert study.trial(study.base_models[0], {"lora.r": 32, "task.max_length": 128}).lora.r == 32
     with pytest.raises(
-        ConfigError, match=r"base model small: lora\.rank: unknown key; .*allowed: alpha"
+        ConfigError, match=r"base model small: lora\.rank: unknown key; write lora\.r=16"
     ):
         study.trial(study.base_models[0], {"lora.rank": 32})
 
@@ -384,3 +386,36 @@ def test_yes_is_no_number(refusal):
     message = refusal("train.epochs=yes", "lora.alpha=off")
     assert "train.epochs: must be a number, found True" in message
     assert "lora.alpha: must be a number, found False" in message
+
+
+@pytest.mark.parametrize(
+    ("setting", "advice"),
+    [
+        ("batch_size=8", "batch_size: unknown key; write train.samples_per_step=16"),
+        ("train.batch_size=8", "train.batch_size: unknown key; write train.samples_per_step=16"),
+        ("per_device_train_batch_size=8", "write train.token_budget=4096"),
+        ("train.num_train_epochs=2", "train.num_train_epochs: unknown key; write train.epochs=3"),
+        ("num_epochs=2", "write train.epochs=3"),
+        ("lr=1e-3", "write train.learning_rate=1e-4"),
+        ("learning_rate=1e-3", "learning_rate: unknown key; write train.learning_rate"),
+        ("model.load_in_4bit=true", "write model.quantization=nf4"),
+        ("lora.lora_r=8", "lora.lora_r: unknown key; write lora.r=16"),
+        ("max_seq_length=512", "write task.max_length=512"),
+        ("model_name=roberta-base", "write base_models: [{source: NAME}]"),
+        ("model.name=roberta-base", "model.name: unknown key; write base_models: [{source: NAME}]"),
+        ("model=roberta-base", "model: is a section of settings; write base_models: [{source"),
+        ("base_models=[roberta-base]", "is a section of settings; write base_models: [{source"),
+        ("search.space={lr: {choice: [1, 2]}}", "write train.learning_rate=1e-4"),
+    ],
+)
+def test_a_key_that_other_tools_use_is_answered_with_ours(refusal, setting, advice):
+    assert advice in refusal(setting)
+
+
+def test_advice_for_familiar_keys_names_settings_that_exist(load):
+    study = load()
+    settings = study.trial(study.base_models[0]).model_dump()
+    for key, advice in FAMILIAR.items():
+        for setting in re.findall(r"\b(?:train|model|lora|task)\.\w+", advice):
+            section, _, name = setting.partition(".")
+            assert name in settings[section], f"{key}: {setting}"
