@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from medray.config.study import Precision
+    from medray.config.trial import Precision
     from medray.evaluation.leaderboard import Leaderboard
     from medray.registry.loading import LoadedRelease
 

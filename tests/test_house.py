@@ -8,13 +8,13 @@ import house
 import pytest
 
 BOUNDS = {
-    "modules": 212,
+    "modules": 216,
     "single modules at the top": 4,
     "layers": 11,
     "files that compute an F1": 1,
-    "lines of the largest file": 500,
-    "lines of the largest function": 120,
-    "names that are participles": 1090,
+    "lines of the largest file": 425,
+    "lines of the largest function": 94,
+    "names that are participles": 100,
 }
 CONTRACTS = """
 [[tool.importlinter.contracts]]

@@ -16,7 +16,8 @@ from peft.tuners.lora.layer import Linear
 from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
 from medray.config.load import load_study
-from medray.config.study import StudyConfig, TrialConfig
+from medray.config.study import StudyConfig
+from medray.config.trial import TrialConfig
 from medray.data import dataset as datasets
 from medray.data.dataset import Dataset
 from medray.engines.transformers import TransformersEngine

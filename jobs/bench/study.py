@@ -18,7 +18,8 @@ from arms import tutorial
 from rich.console import Console
 
 from medray.config.load import load_study
-from medray.config.study import StudyConfig, TrialConfig
+from medray.config.study import StudyConfig
+from medray.config.trial import TrialConfig
 from medray.data import dataset as datasets
 from medray.evaluation.bootstrap import compare
 from medray.records import TrialRecord

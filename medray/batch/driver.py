@@ -16,7 +16,7 @@ from medray.batch.output import Output, OutputFormat, Record, Summary
 from medray.batch.pieces import Piece, Scan
 from medray.batch.predictor import Work
 from medray.batch.shards import Shard, TextColumns
-from medray.config.study import Precision
+from medray.config.trial import Precision
 from medray.data.meter import Heartbeat, Meter
 from medray.errors import ConfigError, DataError, suggest
 from medray.errors.redaction import redact

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from medray.config.study import DataConfig
+from medray.config.trial import DataConfig
 from medray.data import corrections, duplicates, minhash, reading
 from medray.data import examples as example_rows
 from medray.data.audit import Audit, ConstantF1, audit

@@ -10,7 +10,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
-from medray.config.study import SplitConfig
+from medray.config.trial import SplitConfig
 from medray.data.duplicates import find_root
 from medray.errors import DataError, suggest
 from medray.types import Example, Split

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medray.config.study import Precision
+from medray.config.trial import Precision
 from medray.engines import scoring
 from medray.engines.base import check_continuations, sampling_of, tokenize
 from medray.engines.generation import Generation, RowError

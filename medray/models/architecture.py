@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from medray.config.study import LoraConfig
+from medray.config.trial import LoraConfig
 from medray.errors import ArtifactError, ConfigError, suggest
 from medray.models import sources
 from medray.models.families import ENCODERS, Family, family_of, targets

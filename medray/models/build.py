@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from medray.config.study import LoraConfig, ModelOptions
+from medray.config.trial import LoraConfig, ModelOptions
 from medray.errors import ArtifactError, ConfigError
 from medray.models import adapter, quantization
 from medray.models.architecture import first_line, needs_of

@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch.nn import Linear, Module, ModuleList
 
-from medray.config.study import LoraConfig
+from medray.config.trial import LoraConfig
 from medray.errors import ConfigError
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from torch.nn import Linear, Parameter
 from torch.optim import AdamW
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from medray.config.study import LoraConfig, ModelOptions, Precision
+from medray.config.trial import LoraConfig, ModelOptions, Precision
 from medray.models import adapter
 from medray.models.architecture import outline_of, without_dropout
 from medray.models.batch import logits_at

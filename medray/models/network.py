@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from medray.config.study import ModelOptions
+from medray.config.trial import ModelOptions
 from medray.errors import ArtifactError
 from medray.models import quantization
 from medray.models.adapter import first_names

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import Identity, Linear, Module, Parameter
 from transformers.activations import GELUActivation
 
-from medray.config.study import Precision, PrecisionChoice
+from medray.config.trial import Precision, PrecisionChoice
 from medray.models.families import ENCODERS, Family
 from medray.storage import files
 from medray.storage.checkpoint import PrecisionRecord

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Linear, Module, Parameter
 
-from medray.config.study import ModelOptions
+from medray.config.trial import ModelOptions
 from medray.errors import ConfigError
 from medray.models.families import Family
 from medray.models.libraries import LoraLinear, base_of

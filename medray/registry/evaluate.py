@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from medray.config.study import DataConfig, TrialConfig
+from medray.config.trial import DataConfig, TrialConfig
 from medray.data import dataset as datasets
 from medray.data.dataset import Dataset
 from medray.data.minhash import hash_rows

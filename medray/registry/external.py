@@ -15,7 +15,8 @@ from pydantic import Field
 from medray.config.files import parse_value, put
 from medray.config.load import public_settings
 from medray.config.schema import Plugin, PluginOptions, Section, validate
-from medray.config.study import ModelConfig, StudyConfig, TrialConfig
+from medray.config.study import StudyConfig
+from medray.config.trial import ModelConfig, TrialConfig
 from medray.data import dataset as datasets
 from medray.data.dataset import Dataset
 from medray.engines.transformers import TransformersEngine

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
-from medray.config.study import Precision, TrialConfig
+from medray.config.trial import Precision, TrialConfig
 from medray.data.minhash import RowHashes
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ArtifactError

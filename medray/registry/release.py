@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from medray.config.study import Precision
+from medray.config.trial import Precision
 from medray.errors import ArtifactError, ConfigError, suggest
 from medray.records import MERGE_LIMIT, ReleaseRecord
 from medray.registry import card, signatures

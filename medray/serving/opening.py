@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from medray.config.study import Precision
+from medray.config.trial import Precision
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ServingError
 from medray.models.precision import cast, cast_within, fastest

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from medray.config.schema import Section
-from medray.config.study import PrecisionChoice
+from medray.config.trial import PrecisionChoice
 from medray.tasks.base.route import Body
 
 RETRY_AFTER_S = 1

@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field
 
 from medray.config import environment
 from medray.config.schema import Section, parse, validate
-from medray.config.study import ModelConfig, Precision, TrainConfig
+from medray.config.trial import ModelConfig, Precision, TrainConfig
 from medray.errors import ArtifactError
 from medray.storage import files as storage
 

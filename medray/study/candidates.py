@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from medray.config.load import public_settings
-from medray.config.study import TrialConfig
+from medray.config.trial import TrialConfig
 from medray.data.dataset import Dataset
 from medray.evaluation import baselines
 from medray.evaluation.baselines import Baseline

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from medray.config.study import BaseModelConfig, StudyConfig, TrialConfig
+from medray.config.study import BaseModelConfig, StudyConfig
+from medray.config.trial import TrialConfig
 from medray.data import dataset as datasets
 from medray.data.dataset import Dataset
 from medray.errors import ConfigError

@@ -4,7 +4,8 @@ rows. Each is built once."""
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from medray.config.study import DataConfig, StudyConfig, TrialConfig
+from medray.config.study import StudyConfig
+from medray.config.trial import DataConfig, TrialConfig
 from medray.data import dataset as datasets
 from medray.data.audit import Audit
 from medray.data.dataset import Dataset

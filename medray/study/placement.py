@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from medray.config.study import ResourcesConfig
+from medray.config.trial import ResourcesConfig
 from medray.errors import ConfigError
 from medray.runtime.cluster import Cluster, Node
 

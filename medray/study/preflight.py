@@ -13,7 +13,8 @@ from pathlib import Path
 
 from medray import plugins
 from medray.config.addresses import has_reference, resolved
-from medray.config.study import BaseModelConfig, StudyConfig, TrialConfig
+from medray.config.study import BaseModelConfig, StudyConfig
+from medray.config.trial import TrialConfig
 from medray.data import dataset as datasets
 from medray.data.formats.base import protocol as formats
 from medray.errors import ArtifactError, ConfigError, MedrayError, redaction

@@ -3,7 +3,8 @@ the place of a `Search` after its end."""
 
 from collections.abc import Mapping, Sequence
 
-from medray.config.study import StudyConfig, TrialConfig
+from medray.config.study import StudyConfig
+from medray.config.trial import TrialConfig
 from medray.evaluation.leaderboard import Entry
 from medray.records import TrialRecord
 from medray.study.search import Proposal

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from medray.config.load import public_settings
-from medray.config.study import StudyConfig, TrialConfig
+from medray.config.study import StudyConfig
+from medray.config.trial import TrialConfig
 from medray.data.audit import Audit
 from medray.errors import DiskFullError, MedrayError
 from medray.records import Evaluation, TrialRecord

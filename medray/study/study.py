@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
-from medray.config.study import StudyConfig, TrialConfig
+from medray.config.study import StudyConfig
+from medray.config.trial import TrialConfig
 from medray.errors import ArtifactError, TrialError
 from medray.evaluation import leaderboard
 from medray.evaluation.analysis import Analysis

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from medray.config.study import TrialConfig
+from medray.config.trial import TrialConfig
 from medray.data.dataset import Dataset
 from medray.errors import ArtifactError
 from medray.models import sources

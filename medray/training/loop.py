@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medray.config.study import Precision, TrainConfig
+from medray.config.trial import Precision, TrainConfig
 from medray.data.prepared import EncodedSplit
 from medray.errors import TrialError
 from medray.models.batch import answer_places, collate, logits_at

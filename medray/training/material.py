@@ -18,7 +18,7 @@ import numpy as np
 from filelock import FileLock
 from safetensors import numpy as safetensors
 
-from medray.config.study import TrialConfig
+from medray.config.trial import TrialConfig
 from medray.data import examples
 from medray.data.audit import Audit
 from medray.data.dataset import Dataset

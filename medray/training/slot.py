@@ -11,7 +11,7 @@ from torch.nn import Module, Parameter
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from medray.config.study import TrainConfig
+from medray.config.trial import TrainConfig
 from medray.records import Evaluation
 
 VALUE = "value"

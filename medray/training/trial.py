@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from medray import plugins
-from medray.config.study import Precision, TrialConfig
+from medray.config.trial import Precision, TrialConfig
 from medray.engines.transformers import TransformersEngine
 from medray.errors import TrialError
 from medray.evaluation.metrics import higher_is_better

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from medray.config.load import public_settings
-from medray.config.study import TrialConfig
+from medray.config.trial import TrialConfig
 from medray.evaluation.metrics import Metrics
 from medray.evaluation.novelty import Cloud
 from medray.models.build import BuiltModel, save

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medray.config.schema import validate
-from medray.config.study import TrialConfig
+from medray.config.trial import TrialConfig
 from medray.errors import MedrayError
 from medray.records import Evaluation
 from medray.training import distributed

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from medray.config.study import DataConfig
+from medray.config.trial import DataConfig
 from medray.data import dataset
 from medray.data.dataset import Dataset
 from medray.errors import DataError

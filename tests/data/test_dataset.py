@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from medray.config.study import DataConfig
+from medray.config.trial import DataConfig
 from medray.data import dataset
 from medray.data.audit import audit
 from medray.data.dataset import Dataset

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from medray import plugins
-from medray.config.study import DataConfig
+from medray.config.trial import DataConfig
 from medray.data import dataset, examples, minhash, reading
 from medray.data.formats.base import protocol
 from medray.errors import ConfigError, DataError

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from medray import plugins
 from medray.config.load import plugin_options
-from medray.config.study import SplitConfig
+from medray.config.trial import SplitConfig
 from medray.data.split import assign
 from medray.errors import ConfigError, DataError
 from medray.types import Example

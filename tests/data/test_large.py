@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medray.config.study import DataConfig
+from medray.config.trial import DataConfig
 from medray.data import dataset, duplicates, examples, minhash, reading
 from medray.data.dataset import Dataset
 from medray.data.examples import Examples

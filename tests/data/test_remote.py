@@ -13,7 +13,7 @@ import pytest
 from support.s3 import endpoint, uri  # noqa: F401
 
 from medray.config.schema import PluginOptions
-from medray.config.study import DataConfig
+from medray.config.trial import DataConfig
 from medray.data import dataset, remote
 from medray.data.formats.base import protocol
 from medray.data.meter import Meter

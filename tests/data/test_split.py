@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from medray.config.study import SplitConfig
+from medray.config.trial import SplitConfig
 from medray.data.split import assign, limit_rows
 from medray.errors import DataError
 from medray.types import Example

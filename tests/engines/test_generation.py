@@ -8,7 +8,7 @@ import pytest
 import torch
 from support import tiny
 
-from medray.config.study import LoraConfig, ModelOptions
+from medray.config.trial import LoraConfig, ModelOptions
 from medray.engines.generation import Generation, draw
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ConfigError

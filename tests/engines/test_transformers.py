@@ -7,7 +7,7 @@ import pytest
 import torch
 from support import tiny
 
-from medray.config.study import LoraConfig, ModelOptions
+from medray.config.trial import LoraConfig, ModelOptions
 from medray.engines import transformers
 from medray.engines.transformers import States, TransformersEngine
 from medray.errors import ConfigError, DataError

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from support import tiny
 from transformers import AutoModelForSequenceClassification
 
-from medray.config.study import LoraConfig, ModelOptions
+from medray.config.trial import LoraConfig, ModelOptions
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ArtifactError
 from medray.models import sources

@@ -9,7 +9,7 @@ import torch
 from support import tiny
 from torch import Tensor
 
-from medray.config.study import LoraConfig, ModelOptions
+from medray.config.trial import LoraConfig, ModelOptions
 from medray.errors import DataError
 from medray.models import batch, sources
 from medray.models.batch import check_rows, collate

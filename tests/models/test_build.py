@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import tiny
 
-from medray.config.study import LoraConfig, ModelOptions
+from medray.config.trial import LoraConfig, ModelOptions
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ArtifactError, ConfigError
 from medray.models import sources
@@ -74,7 +74,7 @@ def test_saved_models_give_the_same_logits_in_a_new_process(tmp_path: Path) -> N
     script = f"""
 import json
 from pathlib import Path
-from medray.config.study import LoraConfig, ModelOptions
+from medray.config.trial import LoraConfig, ModelOptions
 from medray.engines.transformers import TransformersEngine
 from medray.models import sources
 from medray.models.build import build

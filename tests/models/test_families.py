@@ -9,7 +9,7 @@ import torch
 import transformers
 from support import tiny
 
-from medray.config.study import LoraConfig, ModelOptions
+from medray.config.trial import LoraConfig, ModelOptions
 from medray.errors import ConfigError
 from medray.models import sources
 from medray.models.batch import collate

@@ -20,7 +20,7 @@ from support import tiny
 from medray.tasks.base.protocol import Head
 tiny.merged_model(Path(sys.argv[1]), "bert", Head(("cancer", "other")))
 print("adapted", loaded("bitsandbytes", "sklearn"))
-from medray.config.study import LoraConfig, ModelOptions
+from medray.config.trial import LoraConfig, ModelOptions
 from medray.models import sources
 from medray.models.build import build
 base = sources.resolve(str(tiny.base(Path(sys.argv[1]), "llama")), None)

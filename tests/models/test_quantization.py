@@ -15,7 +15,7 @@ from support import tiny
 from torch.nn.functional import cross_entropy
 from transformers import pipeline
 
-from medray.config.study import LoraConfig, ModelOptions, Precision
+from medray.config.trial import LoraConfig, ModelOptions, Precision
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ConfigError
 from medray.models import quantization, sources

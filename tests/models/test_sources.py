@@ -15,7 +15,7 @@ import pytest
 from support import tiny
 from transformers import AutoModel
 
-from medray.config.study import LoraConfig, ModelOptions
+from medray.config.trial import LoraConfig, ModelOptions
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ArtifactError
 from medray.models import sources

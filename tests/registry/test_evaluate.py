@@ -8,7 +8,7 @@ import pytest
 from support import tiny
 
 from medray.config.load import load_study
-from medray.config.study import TrialConfig
+from medray.config.trial import TrialConfig
 from medray.errors import ConfigError
 from medray.registry import evaluate
 from medray.registry.evaluate import EvaluationSplit, ReleaseEvaluation

@@ -13,7 +13,7 @@ from support import tiny
 
 from medray import cli
 from medray.config.load import dump_settings, load_study
-from medray.config.study import LoraConfig, ModelOptions
+from medray.config.trial import LoraConfig, ModelOptions
 from medray.errors import ArtifactError
 from medray.models import architecture, footprint, sources
 from medray.models.architecture import load_config, outline_of

@@ -2,7 +2,7 @@
 
 import pytest
 
-from medray.config.study import ResourcesConfig
+from medray.config.trial import ResourcesConfig
 from medray.errors import ConfigError
 from medray.runtime.cluster import Cluster, Node
 from medray.study.placement import place

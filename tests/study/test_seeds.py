@@ -14,7 +14,8 @@ from support.serve_session import end_serve
 
 from medray.client import Client
 from medray.config.load import load_study
-from medray.config.study import DataConfig, StudyConfig
+from medray.config.study import StudyConfig
+from medray.config.trial import DataConfig
 from medray.data import dataset
 from medray.evaluation.calibration import rescale
 from medray.registry import evaluate

@@ -122,7 +122,7 @@ def _base(family: str, seed: int, changes_json: str) -> Path:
 
 def merged_model(folder: Path, family: str, head):  # type: ignore[no-untyped-def]
     """A model as it is served: with its adapter merged, or without one for want of a head."""
-    from medray.config.study import LoraConfig, ModelOptions
+    from medray.config.trial import LoraConfig, ModelOptions
     from medray.models import sources
     from medray.models.build import build, merge
 

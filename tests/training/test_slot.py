@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from support import tiny
 
-from medray.config.study import TrainConfig
+from medray.config.trial import TrainConfig
 from medray.training.slot import Stopper, rate_factor
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medray.config.study import Precision
+from medray.config.trial import Precision
 from medray.models.architecture import load_config
 from medray.models.precision import DTYPES
 

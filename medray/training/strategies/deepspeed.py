@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 
-from medray.config.study import Precision, TrainConfig, TrialConfig
+from medray.config.trial import Precision, TrainConfig, TrialConfig
 from medray.models.precision import dtype_name
 from medray.training import distributed
 from medray.training.slot import VALUE, Slot, Tensors

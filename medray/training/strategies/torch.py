@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medray.config.study import Precision, TrainConfig, TrialConfig
+from medray.config.trial import Precision, TrainConfig, TrialConfig
 from medray.training import distributed
 from medray.training.slot import VALUE, Slot, Tensors
 

@@ -12,7 +12,7 @@ from peft.tuners.lora.layer import Linear
 from support import tiny
 from torch import Tensor, nn
 
-from medray.config.study import LoraConfig, ModelOptions
+from medray.config.trial import LoraConfig, ModelOptions
 from medray.models import sources
 from medray.models.build import build, save
 from medray.models.cpu.lora import QuickDropout, QuickLinear, dropout_mask, quicken
