@@ -1,8 +1,8 @@
-"""`python tests/blocks.py [--slow] [PAGE…]`: run the marked blocks of docs as they stand, from the
+"""`python tests/blocks.py [PAGE…]`: run the marked blocks of docs as they stand, from the
 repository's root, after README's: they use the run and the release of the quickstart.
 
 A comment above a block of shell or Python says how it is checked: `ci: run`, `ci: serve RELEASE`
-(while `medray serve` answers), `ci: slow` (with `--slow` alone), or `needs: …` for what CI does not
+(while `medray serve` answers), `ci: slow` (a slow test runs it), or `needs: …` for what CI does not
 have. Of those, tests/test_docs.py still checks commands and options."""
 
 import re
@@ -64,7 +64,8 @@ def blocks(page: Path) -> list[Block]:
     return [Block(page, mark, language, code) for mark, language, code in BLOCK.findall(text)]
 
 
-def run(block: Block) -> int:
+def run(block: Block, folder: Path = ROOT) -> int:
+    """Run a block in a folder that has the repository's files and return its exit status."""
     with serve(block.served):
         code = f". .venv/bin/activate\n{block.code}" if block.language == "bash" else block.code
         command = (
@@ -72,7 +73,7 @@ def run(block: Block) -> int:
             if block.language == "bash"
             else [sys.executable, "-c", code]
         )
-        return subprocess.run(command, cwd=ROOT).returncode
+        return subprocess.run(command, cwd=folder).returncode
 
 
 @contextmanager
@@ -104,12 +105,10 @@ def wait_until_served(process: "subprocess.Popen[bytes]") -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    paths = [Path(word).resolve() for word in arguments if word != "--slow"] or pages()
+    paths = [Path(word).resolve() for word in arguments] or pages()
     num_blocks = 0
     for block in (block for page in paths for block in blocks(page)):
-        if not block.mark.startswith("ci:") or (block.mark == "ci: slow") != (
-            "--slow" in arguments
-        ):
+        if not block.mark.startswith("ci:") or block.mark == "ci: slow":
             continue
         print(f"-- {block.page.relative_to(ROOT)}\n{block.code}", flush=True)
         start = time.monotonic()

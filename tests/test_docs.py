@@ -94,6 +94,20 @@ def test_every_block_of_the_docs_says_how_it_is_checked() -> None:
     assert sum(block.mark.startswith("ci:") for block in entries) > 10
 
 
+SLOW_BLOCKS = [
+    block for page in blocks.pages() for block in blocks.blocks(page) if block.mark == "ci: slow"
+]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("block", SLOW_BLOCKS, ids=lambda block: block.page.stem)
+def test_a_block_of_the_docs_that_trains_runs(block: blocks.Block, tmp_path: Path) -> None:
+    for name in (".venv", "jobs", "serve_configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    assert blocks.run(block, tmp_path) == 0
+
+
 def test_the_navigation_lists_every_page() -> None:
     pages_there = {path.relative_to(ROOT / "docs").as_posix() for path in site.DOCS.rglob("*.md")}
     records = {page for page in pages_there if re.match(r"decisions/\d", page)}
