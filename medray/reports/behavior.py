@@ -87,8 +87,7 @@ def _matrices(
         return [
             Paragraph(
                 f"{len(labels)} labels are too many for a readable confusion matrix; the table by "
-                "class "
-                "has the figures.",
+                "class has the figures.",
                 is_note=True,
             )
         ]
@@ -183,10 +182,8 @@ def confidence(data: StudyData) -> ReportSection | None:
         charts.append(Chart("risk-coverage", _risk(best, number)))
     caption = (
         "All charts show test rows. On the dashed diagonal, the confidence equals the share of "
-        "right "
-        "predictions. Larger dots and higher bars stand for more rows. The last chart shows the "
-        "share "
-        "of right predictions if people decide the rows with the lowest confidence."
+        "right predictions. Larger dots and higher bars stand for more rows. The last chart shows "
+        "the share of right predictions if people decide the rows with the lowest confidence."
     )
     blocks: list[Block] = [ChartFigure(charts, caption), Paragraph(_calibration_sentence(best))]
     if rule := _abstention_sentence(best):
@@ -268,12 +265,10 @@ def _calibration_sentence(best: ModelAnalysis) -> str:
     before, after = best.test.before, best.test.after
     return (
         "The expected calibration error (ECE), the mean distance between confidence and the share "
-        "of "
-        f"right predictions, is {before.ece:.3f} on test rows before calibration and "
+        f"of right predictions, is {before.ece:.3f} on test rows before calibration and "
         f"{after.ece:.3f} after it. The log loss is {before.log_loss:.3f} before and "
         f"{after.log_loss:.3f} after. The temperature {best.calibration.temperature:.3g} was "
-        "fitted "
-        "on validation rows."
+        "fitted on validation rows."
     )
 
 

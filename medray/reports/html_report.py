@@ -85,8 +85,7 @@ _EXTRA = (
 )
 _FONTS = (
     "PNG charts need a font, which this machine lacks (the SVG charts are written); apt-get "
-    "install "
-    "fonts-dejavu-core"
+    "install fonts-dejavu-core"
 )
 _WORD = (
     '<svg xmlns="http://www.w3.org/2000/svg" width="20" height="20"><text y="15">{}</text></svg>'

@@ -158,9 +158,8 @@ def repeat(data: StudyData) -> ReportSection:
         blocks.append(
             Paragraph(
                 "The seeds determine the splits, the sampling and the initial weights. Which "
-                "trials a "
-                "scheduler stops early can depend on their timing. These fingerprints identify the "
-                "winner:"
+                "trials a scheduler stops early can depend on their timing. These fingerprints "
+                "identify the winner:"
             )
         )
         rows = [list(line) for line in data.winner.origin]

@@ -39,8 +39,7 @@ def rows(
         if texts is not None and row_id not in texts:
             raise DataError(
                 f"row {row_id!r} was evaluated and is missing in the present data, so its text "
-                "cannot "
-                "be shown; leave out --texts"
+                "cannot be shown; leave out --texts"
             )
         review_rows.append(
             ReviewRow(

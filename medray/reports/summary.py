@@ -268,8 +268,7 @@ def against(data: StudyData) -> ReportSection | None:
     ]
     caption = (
         "Differences on the same bootstrap resamples of the rows, so that rows that are hard for "
-        "both "
-        "cancel out"
+        "both cancel out"
     )
     has_untuned = any("untuned" in pair.other for pair in pairs)
     note = (
@@ -286,8 +285,7 @@ def against(data: StudyData) -> ReportSection | None:
             ChartFigure(
                 [chart],
                 f"{title}, with the 95 % interval of the difference. Grey: the rows cannot "
-                "separate "
-                f"the two.{note}",
+                f"separate the two.{note}",
             ),
             ReportTable(caption, heads, rows, left=frozenset({0, 4})),
         ],
@@ -383,8 +381,7 @@ def _table(data: StudyData) -> ReportTable:
     grey = frozenset(place for place, entry in enumerate(entries) if entry.kind == "reference")
     caption = (
         f"Every trial and reference, sorted by {data.metric_name} on validation rows; the "
-        "scheduler "
-        "ended a stopped trial early"
+        "scheduler ended a stopped trial early"
     )
     return ReportTable(
         caption,
@@ -410,8 +407,7 @@ def samples(data: StudyData) -> ReportSection | None:
     heads = ["prompt", f"{best.base_model} before training", f"{best.name}, the winner"]
     note = (
         "The prompts are those of task.sample_prompts. The answers are unedited, generated "
-        "greedily, "
-        "with at most task.max_new_tokens tokens."
+        "greedily, with at most task.max_new_tokens tokens."
     )
     return ReportSection(
         "samples",

@@ -101,9 +101,8 @@ class Options(TaskOptions):
         ]
         if self.decoding == "generate" and scores_only:
             raise ValueError(
-                f"{scores_only[0]} true and decoding 'generate': generated answers have no scores; "
-                "set "
-                "decoding to 'score'"
+                f"{scores_only[0]} true and decoding 'generate': generated answers have no "
+                "scores; set decoding to 'score'"
             )
         return self
 
@@ -276,8 +275,7 @@ class Task:
         if end and tokenizer.eos_token_id is None:
             raise ConfigError(
                 "task.end_of_sequence true: the tokenizer of this base model has no end of "
-                "sequence; "
-                "set it to false"
+                "sequence; set it to false"
             )
         label_ids = answers(
             [template.render({"label": label}) for label in self.labels],

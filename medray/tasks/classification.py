@@ -67,8 +67,7 @@ class Options(TaskOptions):
         "none",
         description=(
             "weight of a training row by its label; balanced gives every class the same sum; a "
-            "label "
-            "without an entry has the weight 1"
+            "label without an entry has the weight 1"
         ),
     )
     label_smoothing: float = Field(
@@ -87,26 +86,22 @@ class Options(TaskOptions):
         if self.multi_label and self.positive_label is not None:
             raise ValueError(
                 f"positive_label {self.positive_label!r} and multi_label true: a multi-label task "
-                "has no "
-                "positive label; leave one of them out"
+                "has no positive label; leave one of them out"
             )
         if self.multi_label and self.class_weights != "none":
             raise ValueError(
                 f"class_weights {self.class_weights!r} and multi_label true: a row with several "
-                "labels "
-                "has no single weight; leave class_weights out"
+                "labels has no single weight; leave class_weights out"
             )
         if self.multi_label and self.class_thresholds:
             raise ValueError(
                 "multi_label true and class_thresholds true: a multi-label task always has a "
-                "threshold "
-                "per label; leave class_thresholds out"
+                "threshold per label; leave class_thresholds out"
             )
         if self.long_texts == "windows" and self.keep != "start":
             raise ValueError(
                 f"keep {self.keep!r} and long_texts 'windows': windows keep the whole text; leave "
-                "keep "
-                "out"
+                "keep out"
             )
         if self.long_texts == "windows" and self.window_overlap >= self.max_length:
             raise ValueError(

@@ -69,8 +69,7 @@ class InputNote(Body):
         None,
         description=(
             "distance of the text's embedding from those of the release's validation texts; about "
-            "1 "
-            "for a similar text"
+            "1 for a similar text"
         ),
     )
 

@@ -163,8 +163,7 @@ class Task:
                 where, limit = example.where or example.id, self.options.max_answer
                 raise DataError(
                     f"{where}: the answer with {len(example.mentions)} mentions has {len(ids)} "
-                    "tokens; "
-                    f"raise task.max_answer above {limit}"
+                    f"tokens; raise task.max_answer above {limit}"
                 )
             rows.append(Encoded(example.id, (*prompt.tokens, *ids), (len(ids),), prompt.truncated))
         return rows
@@ -260,8 +259,7 @@ class Task:
         if tokenizer.eos_token_id is None:
             raise ConfigError(
                 "task extraction: the tokenizer of this base model has no end of sequence, which "
-                "must "
-                "end an answer; choose another base model"
+                "must end an answer; choose another base model"
             )
         template, after = Template.parse(self.options.answer), self.around()[1]
         return answers(

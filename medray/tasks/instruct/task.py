@@ -68,8 +68,7 @@ class Options(TaskOptions):
         ge=8,
         description=(
             "maximum number of tokens of a conversation with its answer; the oldest turns are "
-            "dropped "
-            "first, then the last turn and an answer beyond half of it are cut"
+            "dropped first, then the last turn and an answer beyond half of it are cut"
         ),
     )
     max_new_tokens: int = Field(
@@ -102,8 +101,7 @@ class Options(TaskOptions):
         if self.max_new_tokens >= self.max_length:
             raise ValueError(
                 f"max_new_tokens {self.max_new_tokens} and max_length {self.max_length}: no token "
-                "is "
-                "left for a prompt; raise max_length"
+                "is left for a prompt; raise max_length"
             )
         return self
 
