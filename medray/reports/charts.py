@@ -85,7 +85,6 @@ def intervals(
         )
     for place, bar in enumerate(bars):
         y = place * row + (row - 14 if is_narrow else above)
-        color = "grey" if bar.series is None else series(bar.series)
         style = "strong" if bar.is_strong else "" if bar.series is not None else "muted"
         if is_narrow:
             drawing.text(
@@ -99,26 +98,32 @@ def intervals(
             f"halo {style}".strip(),
             "end",
         )
-        if bar.low is not None and bar.high is not None:
-            drawing.line((x(bar.low), y), (x(bar.high), y), f"line {color}")
-            for end in (bar.low, bar.high):
-                drawing.line((x(end), y - 4), (x(end), y + 4), f"line thin {color}")
-        if bar.other is not None:
-            drawing.dot(
-                (x(bar.other), y),
-                f"open {color}",
-                shape=bar.series or 0,
-                tip=f"{bar.label}: {bar.other:.4f}",
-            )
-        if bar.value is not None:
-            drawing.dot(
-                (x(bar.value), y),
-                f"fill {color}",
-                shape=bar.series or 0,
-                size=5,
-                tip=f"{bar.label}: {bar.value:.4f}",
-            )
+        _draw_values(drawing, bar, x, y)
     return drawing
+
+
+def _draw_values(drawing: Drawing, bar: Bar, x: Scale, y: float) -> None:
+    """Draw the dots and the interval of a bar."""
+    color = "grey" if bar.series is None else series(bar.series)
+    if bar.low is not None and bar.high is not None:
+        drawing.line((x(bar.low), y), (x(bar.high), y), f"line {color}")
+        for end in (bar.low, bar.high):
+            drawing.line((x(end), y - 4), (x(end), y + 4), f"line thin {color}")
+    if bar.other is not None:
+        drawing.dot(
+            (x(bar.other), y),
+            f"open {color}",
+            shape=bar.series or 0,
+            tip=f"{bar.label}: {bar.other:.4f}",
+        )
+    if bar.value is not None:
+        drawing.dot(
+            (x(bar.value), y),
+            f"fill {color}",
+            shape=bar.series or 0,
+            size=5,
+            tip=f"{bar.label}: {bar.value:.4f}",
+        )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from medray.errors import MedrayError
-from medray.reports import behavior, provenance, summary, training
+from medray.reports import behavior, confidence, provenance, ranking, summary, training
 from medray.reports.blocks import Report
 from medray.reports.study_data import StudyData
 from medray.reports.svg import page_css
@@ -33,11 +33,11 @@ _POLICY = (
 def compose(data: StudyData) -> Report:
     sections = [
         summary.study(data),
-        summary.leaderboard(data),
-        summary.against(data),
+        ranking.leaderboard(data),
+        ranking.against(data),
         summary.samples(data),
         behavior.mistakes(data),
-        behavior.confidence(data),
+        confidence.section(data),
         behavior.slices(data),
         training.curves(data),
         training.hyperparameters(data),

@@ -20,82 +20,59 @@ from medray.types import DISCLAIMER
 
 
 def audit(data: StudyData) -> ReportSection | None:
+    """Show the properties of the data set, its labels and the lengths of its texts."""
     counts = data.audit
     if not counts:
         return None
-    rows, num_rows = [], counts["num_rows"]
+    num_rows, has_mentions = counts["num_rows"], bool(counts.get("num_mentions"))
+    has_labels = bool(counts["labels"]) and not has_mentions
+    rows = _row_properties(counts)
+    if has_mentions:
+        kinds = ", ".join(f"{kind} {number:,}" for kind, number in counts["labels"].items())
+        rows.append(["mentions", f"{counts['num_mentions']:,}; rows with each kind: {kinds}"])
+    if has_labels:
+        rows += _label_properties(counts)
+    blocks: list[Block] = [
+        ReportTable("Properties of the data set", (), rows, left=frozenset({0, 1})),
+        *([_labels(counts["labels"], num_rows)] if has_labels else []),
+        *_lengths(counts, num_rows),
+    ]
+    return ReportSection("data", "The data", blocks)
+
+
+def _row_properties(counts: Mapping[str, Any]) -> list[list[str]]:
     left_out = [
         (counts["num_empty"], "without text set aside"),
         (counts.get("num_unlabelled", 0), "without a label left out"),
     ]
-    rows.append(
-        [
-            "rows",
-            f"{num_rows:,}"
-            + "".join(f", and {number:,} {what}" for number, what in left_out if number),
-        ]
+    notes = "".join(f", and {number:,} {what}" for number, what in left_out if number)
+    splits = ", ".join(f"{side} {number:,}" for side, number in counts["splits"].items())
+    duplicates = (
+        f"{counts['exact_groups']:,} texts occur more than once, in {counts['exact_rows']:,} rows; "
+        f"{_near(counts)}"
     )
-    rows.append(
-        ["splits", ", ".join(f"{side} {number:,}" for side, number in counts["splits"].items())]
-    )
-    rows.append(
-        [
-            "duplicates",
-            (
-                f"{counts['exact_groups']:,} texts occur more than once, in "
-                f"{counts['exact_rows']:,} "
-                f"rows; {_near(counts)}"
-            ),
-        ]
-    )
-    if num_mentions := counts.get("num_mentions", 0):
-        rows.append(
-            [
-                "mentions",
-                (
-                    f"{num_mentions:,}; rows with each kind: "
-                    f"{', '.join(f'{k} {n:,}' for k, n in counts['labels'].items())}"
-                ),
-            ]
-        )
-    if num_mentions or not counts["labels"]:
-        return ReportSection(
-            "data",
-            "The data",
-            [
-                ReportTable("Properties of the data set", (), rows, left=frozenset({0, 1})),
-                *_lengths(counts, num_rows),
-            ],
-        )
+    return [
+        ["rows", f"{counts['num_rows']:,}{notes}"],
+        ["splits", splits],
+        ["duplicates", duplicates],
+    ]
+
+
+def _label_properties(counts: Mapping[str, Any]) -> list[list[str]]:
     conflicts = (
         f"{counts['conflicting_texts']:,} texts have different labels "
         f"({counts['conflicting_rows']:,} rows)"
     )
-    rows.append(
-        [
-            "conflicts",
-            conflicts if counts["conflicting_texts"] else "no text has different labels",
-        ]
-    )
-    rows.append(
-        [
-            "accuracy ceiling",
-            (
-                f"no classifier can be right on more than {percent(counts['accuracy_ceiling'])} of "
-                "the rows"
-            ),
-        ]
-    )
+    ceiling = percent(counts["accuracy_ceiling"])
     constant = (
         f"accuracy {short(counts['majority_accuracy'])}, macro F1 "
         f"{short(counts['majority_f1_macro'])}"
     )
-    rows.append([f"always predicting {counts['majority_label']}", constant])
-    blocks: list[Block] = [
-        ReportTable("Properties of the data set", (), rows, left=frozenset({0, 1})),
-        _labels(counts["labels"], num_rows),
+    return [
+        ["conflicts", conflicts if counts["conflicting_texts"] else "no text has different labels"],
+        ["accuracy ceiling", f"no classifier can be right on more than {ceiling} of the rows"],
+        [f"always predicting {counts['majority_label']}", constant],
     ]
-    return ReportSection("data", "The data", [*blocks, *_lengths(counts, num_rows)])
 
 
 def _lengths(counts: Mapping[str, Any], num_rows: int) -> list[Block]:

@@ -17,6 +17,7 @@ from medray.reports.blocks import (
     ReportTable,
 )
 from medray.reports.charts import Curve, Spot, lines, scatter
+from medray.reports.ranking import keys
 from medray.reports.study_data import (
     StudyData,
     axis_name,
@@ -26,7 +27,6 @@ from medray.reports.study_data import (
     setting,
     short,
 )
-from medray.reports.summary import keys
 from medray.reports.svg import Drawing
 
 _FEW_ROWS = 12
