@@ -25,7 +25,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def draw(
     rng: np.random.Generator, num_rows: int, num_labels: int, steepness: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Truth that follows the probabilities of logits; what the model says has these logits times
+    """Truth that follows the probabilities of logits; the model's logits are these times
     the steepness."""
     logits = rng.normal(0, 2, (num_rows, num_labels))
     truth = (softmax(logits).cumsum(axis=1) > rng.random((num_rows, 1))).argmax(axis=1)
@@ -195,7 +195,7 @@ def test_the_confidence_of_several_labels_is_that_of_the_least_certain() -> None
         ),
     ],
 )
-def test_the_precision_asked_for_holds_on_fresh_rows_as_often_as_promised(
+def test_the_target_precision_holds_on_fresh_rows_as_often_as_promised(
     spread: float, steepness: float, num_rows: int
 ) -> None:
     """Simulated: of 300 thresholds that were fitted, at most a tenth (and what chance adds) answer

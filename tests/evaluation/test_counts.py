@@ -1,4 +1,4 @@
-"""Every figure from counts, whoever shows it, is that of a plain reckoning: of any rows, also of
+"""Every metric from counts equals that of a plain computation: of any rows, also of
 classes that never occur."""
 
 import numpy as np

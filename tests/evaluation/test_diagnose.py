@@ -108,7 +108,7 @@ def test_the_risk_curve_ends_at_every_row_and_counts_what_is_right_above_each_th
         )
 
 
-def test_the_abstention_of_a_record_is_told_with_its_interval() -> None:
+def test_the_precision_of_abstention_has_an_interval() -> None:
     rule = AbstentionRecord(precision=0.95, level=0.9, threshold=0.7, coverage=0.5)
     rows = draw(np.random.default_rng(3))
     result = look(rows, CalibrationRecord(abstention=rule)).abstention
@@ -128,7 +128,7 @@ def test_the_abstention_of_a_record_is_told_with_its_interval() -> None:
     assert (nothing.num_answered, nothing.precision) == (0, None)
 
 
-def test_the_slice_that_is_worse_than_chance_explains_is_named_and_said_to_be_so() -> None:
+def test_a_slice_that_is_worse_than_chance_explains_is_reported() -> None:
     rng = np.random.default_rng(4)
     sources = [
         ("good", "bad", "rare")[min(row % 20, 2) if row % 20 == 2 else row % 2]
@@ -335,7 +335,7 @@ def test_few_rows_that_are_all_right_have_an_interval_all_the_same() -> None:
     assert share_interval(20, 20).low == pytest.approx(0.025 ** (1 / 20))
 
 
-def test_where_slices_are_alike_hardly_one_is_said_to_be_worse() -> None:
+def test_of_similar_slices_hardly_one_is_reported_as_worse() -> None:
     """Simulated: eight sources that differ by chance alone. Without widening the interval a fifth
     of the looks would find one."""
     rng = np.random.default_rng(12)

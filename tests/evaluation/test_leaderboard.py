@@ -204,7 +204,7 @@ def test_a_tie_is_won_by_a_model_that_is_much_smaller_and_else_by_the_figure() -
 
 
 def test_of_tied_models_none_wins_by_its_size_that_is_better_in_no_resample() -> None:
-    """As one that always says "cancer" beside one that is right there, and elsewhere too."""
+    """Compare a model that always predicts "cancer" with one that is right there and elsewhere."""
     large = contender_of("large-000", validation=181, test=180, base="large", num_parameters=1000)
     within = contender_of("small-000", validation=180, test=180, num_parameters=10)
     result = board(large, within)

@@ -20,7 +20,7 @@ def mentions(*spans: tuple[int, int] | tuple[int, int, str]) -> list[Mention]:
     [
         ([], [], 0, 0),
         ([(0, 6)], [(0, 6)], 1, 1),
-        ([(0, 6)], [(0, 6), (0, 6)], 1, 1),  # said twice is said once
+        ([(0, 6)], [(0, 6), (0, 6)], 1, 1),  # a repeated mention counts once
         ([(0, 6)], [(0, 5)], 0, 1),
         ([(0, 6)], [(6, 9)], 0, 0),  # touching is not overlapping
         ([(0, 6)], [(0, 6, "Chemical")], 0, 0),

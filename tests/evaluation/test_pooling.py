@@ -68,7 +68,7 @@ def test_means_are_compared_on_the_same_rows() -> None:
     assert pooling.compare(good, good[::-1], "f1_macro").is_tie
 
 
-def test_the_best_seed_on_validation_is_published_and_the_mean_is_told() -> None:
+def test_the_best_seed_on_validation_is_published_and_the_mean_is_reported() -> None:
     seeds = [
         contender_of("t", answers(0.9), 0.80),
         contender_of("t-seed-1", answers(0.7, seed=1), 0.90),

@@ -1,5 +1,5 @@
 """Formats on disk and bodies on the wire are as they were stored: a difference is text, and is
-accepted by the command that stores them anew."""
+accepted by the command that renews them."""
 
 import difflib
 
@@ -40,7 +40,7 @@ def difference(name: str, old: str, new: str) -> str:
 
 
 def test_each_golden_file_is_made_and_each_document_is_stored(current: dict[str, str]) -> None:
-    assert file_names() == sorted(current), f"`{COMMAND}` stores them anew"
+    assert file_names() == sorted(current), f"`{COMMAND}` renews them"
 
 
 @pytest.mark.parametrize("name", file_names())

@@ -37,7 +37,7 @@ def test_a_report_asks_for_nothing_complains_about_nothing_and_fits(
     assert background == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
 
 
-def test_a_report_that_asked_for_something_would_be_seen(
+def test_a_report_that_loads_something_fails_the_check(
     chromium: Browser, report: Path, tmp_path: Path
 ) -> None:
     """The test above can fail: a script and an image are refused by the page's own policy, and that

@@ -21,7 +21,7 @@ class ServerError(Exception):
 
 @dataclass
 class Server:
-    """What MLflow keeps, as far as it is asked."""
+    """The state of an MLflow server, as far as these tests read it."""
 
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
     models: dict[str, list[Any]] = field(default_factory=dict)

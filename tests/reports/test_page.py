@@ -158,7 +158,7 @@ def test_judged_models_stand_at_their_test_figures_with_their_intervals(whole: R
         assert any(tip and tip.endswith(f": {value:.4f}") for tip in tips)
 
 
-def test_nothing_is_asked_for_from_anywhere(whole: Run) -> None:
+def test_a_report_loads_nothing(whole: Run) -> None:
     page = PageText(render_page(whole))
     for tag, attributes in page.tags:
         for name in ("src", "href", "srcset", "action", "data", "poster"):
@@ -187,7 +187,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     assert "{{ 7 * 7 }}" in hostile.text
 
 
-def test_no_id_and_no_text_of_a_row_is_told(whole: Run) -> None:
+def test_a_report_shows_no_id_and_no_text_of_a_row(whole: Run) -> None:
     assert "row-" in (whole.folder / "analysis.json").read_text(encoding="utf-8")
     assert not re.search(r"row-\d", render_page(whole))
 

@@ -123,7 +123,7 @@ def test_what_is_exported_and_filled_in_corrects_the_data(
     assert dataset_with_corrections.audit({}, 512, constant_f1).num_corrected == 1
     assert (
         main(["review", folder(study), "--output", str(path)]) == 1
-    )  # never over what somebody filled in
+    )  # a file with corrections is never overwritten
 
 
 def test_a_release_is_reviewed_on_the_rows_of_a_study(
@@ -158,7 +158,7 @@ def test_a_release_is_reviewed_on_the_rows_of_a_study(
         (["--output", "rows.txt"], 1, "choose .csv or .jsonl"),
     ],
 )
-def test_what_review_cannot_do_is_said(
+def test_wrong_arguments_of_review_are_errors(
     study: StudyConfig,
     arguments: list[str],
     status: int,

@@ -23,7 +23,7 @@ EOS = 1
 
 
 class Model:
-    """An engine that knows scores by heart, and says what it is told to."""
+    """An engine with fixed scores and fixed texts."""
 
     def __init__(self, scores=None, texts=()):
         self.tokenizer, self.scores, self.texts, self.requests = (
@@ -152,7 +152,7 @@ def test_probabilities_are_the_softmax_of_the_scores_in_the_order_of_the_labels(
     assert row.labels == ("heart failure",)
 
 
-def test_scores_are_compared_by_their_mean_token_where_asked():
+def test_length_normalisation_compares_scores_by_their_mean_token():
     plain, mean = (
         task_of(length_normalisation=is_on).predict(
             Model([[-2.0, -2.4, -9.0]]), examples_of(["fever"])
@@ -162,7 +162,7 @@ def test_scores_are_compared_by_their_mean_token_where_asked():
     assert (plain.labels, mean.labels) == (("fever",), ("heart failure",))
 
 
-def test_what_a_label_scores_without_content_is_subtracted_where_asked():
+def test_prior_correction_subtracts_the_score_without_content():
     model = Model([[-1.0, -2.0, -9.0], [-0.5, -3.0, -9.0]])
     (row,) = task_of(prior_correction=True, prior_text="no", prompt="{text} was").predict(
         model, examples_of(["fever"])
@@ -261,7 +261,7 @@ def test_the_official_pubmedqa_figures_come_out_of_its_own_files(tmp_path: Path)
     }
     (tmp_path / "test_ground_truth.json").write_text(json.dumps(truth))
     read = read_ground_truth(str(tmp_path / "test_ground_truth.json"))
-    for answers in (texts, dict.fromkeys(truth, "yes")):  # and where a label is never said
+    for answers in (texts, dict.fromkeys(truth, "yes")):  # and with a label that is never predicted
         task = task_of(("maybe", "no", "yes"))
         examples = [Example(pmid, "q", (answer,)) for pmid, answer in read.items()]
         rows = [

@@ -331,7 +331,7 @@ def test_a_multi_label_response_is_as_confident_as_its_least_certain_answer():
     assert (answer.label, answer.labels, answer.confidence) == (None, ("a",), pytest.approx(0.6))
 
 
-def test_class_thresholds_are_fitted_travel_and_decide_where_asked_for():
+def test_class_thresholds_are_fitted_stored_and_applied():
     rng = np.random.default_rng(0)
     truth = rng.choice(3, 300, p=[0.6, 0.2, 0.2])
     logits = rng.normal(0, 1.2, (300, 3)) + 2 * np.eye(3)[truth] + [2.0, 0, 0]  # leans to the first

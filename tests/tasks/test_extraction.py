@@ -95,7 +95,7 @@ def test_only_the_answer_and_its_end_are_learned() -> None:
     assert task.predict(speaker := Speaking("[]"), [EXAMPLE])[0].mentions == ()
     assert list(speaker.requests[0][0][0]) == list(
         row.tokens[:start]
-    )  # what is asked is what was trained on
+    )  # the prompt of a request equals that of training
     assert speaker.requests[0][1] == Sampling(max_tokens=16, stop=("\n\n",))
 
 

@@ -113,7 +113,7 @@ def spans(text: str, names: list[str], **options: bool) -> tuple[list[tuple[int,
             ["asthma", "COPD"],
             [(0, 4), (9, 15)],
             0,
-        ),  # told in the order of the text
+        ),  # in the order of the text
     ],
 )
 def test_what_is_listed_is_looked_up_and_what_the_text_lacks_is_dropped(

@@ -1,5 +1,5 @@
 """A new task is one file of medray/tasks: it is configured, fitted, restored and served without an
-edit elsewhere."""
+edit of other files."""
 
 import ast
 import sys

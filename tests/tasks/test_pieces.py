@@ -160,7 +160,7 @@ def test_a_long_text_is_read_without_a_warning_about_its_length(tokenizer, caplo
     assert not caplog.records
 
 
-def test_a_base_model_that_reads_less_than_max_length_is_given_less_and_that_is_said():
+def test_a_base_model_that_reads_less_than_max_length_gets_less_and_a_warning():
     tokenizer = bert()
     tokenizer.model_max_length = 5
     with pytest.warns(

@@ -112,7 +112,7 @@ def test_the_window_that_reads_a_token_deepest_answers_for_it() -> None:
     text = " ".join(["blood"] * 30)
 
     class NumberedLogits:
-        """Each window says something else at every place."""
+        """Returns different logits for each window and place."""
 
         def __init__(self) -> None:
             self.tokenizer = tokenizer
@@ -262,6 +262,6 @@ def test_how_rows_are_cut_into_micro_batches_changes_no_loss(tmp_path: Path) -> 
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
-def test_a_release_of_tagging_is_not_asked_where_labels_are(tmp_path: Path) -> None:
+def test_a_release_of_tagging_has_no_route_for_labels(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="mention_f1"):
         tiny.mention_study(tmp_path, "{name: tagging, metric: f1_macro}")
