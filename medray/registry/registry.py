@@ -216,9 +216,10 @@ class Registry:
         _check_name("release", name)
         versions = self.versions(name)
         if not versions:
+            others = self.names()
             raise ArtifactError(
                 f"{_short(reference)}: {self.store.uri} has no release {name!r}; "
-                f"{suggest(name, self.names())}"
+                + (suggest(name, others) if others else "publish one, or give --storage-path")
             )
         if not which:
             version = versions[-1]

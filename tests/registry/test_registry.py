@@ -123,6 +123,11 @@ def test_a_release_that_an_earlier_medray_measured_in_8_bits_is_read_as_it_stand
     assert path.read_bytes() == raw
 
 
+def test_an_empty_storage_path_says_how_to_fill_it(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no release 'cancer'; publish one, or give --storage"):
+        Registry(str(tmp_path)).resolve("cancer@best")
+
+
 @pytest.mark.parametrize("precision", ["int4", "int8"])
 def test_a_precision_that_there_is_not_is_refused(
     folder: Path, tmp_path: Path, precision: str
