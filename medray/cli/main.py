@@ -17,6 +17,7 @@ import medray
 from medray.cli import (
     chat,
     data,
+    doctor,
     evaluate,
     jobs,
     plan,
@@ -39,6 +40,7 @@ app = typer.Typer(
     help="Fine-tune, select and serve biomedical text models.",
 )
 app.add_typer(data.first)
+app.add_typer(doctor.app)
 app.add_typer(study.app)
 app.add_typer(evaluate.app)
 app.add_typer(plan.app)
