@@ -12,7 +12,7 @@ from typing import Self, get_args
 import medray
 from medray.batch import inputs, pieces, rows
 from medray.batch.inputs import Source
-from medray.batch.output import Output, OutputFormat, Record, Summary
+from medray.batch.output import BatchOutput, OutputFormat, Record, Summary
 from medray.batch.pieces import Piece, Scan
 from medray.batch.predictor import Work
 from medray.batch.shards import Shard, TextColumns
@@ -168,7 +168,7 @@ def predict(
     """Predict the rows without a prediction, and write the summary. `by` names the processes in a
     log line."""
     request, total = plan.request, row_count.total
-    output = Output(open_store(request.output), request.form)
+    output = BatchOutput(open_store(request.output), request.form)
     record = output.begin(plan.record(piece_rows), resume=request.resume)
     if summary := output.summary():
         return summary
@@ -232,7 +232,7 @@ class ReadTask:
                 yield piece
 
 
-def _too_many(aside: int, total: int, most_bad: float, output: Output) -> str:
+def _too_many(aside: int, total: int, most_bad: float, output: BatchOutput) -> str:
     example = next(output.set_aside())
     return (
         f"{aside} of {total} rows were set aside, more than --max-bad {most_bad:g}; one is "

@@ -88,7 +88,7 @@ class Note:
         return cls(*map(int, [*piece.split("-"), *counts]))
 
 
-class Output:
+class BatchOutput:
     def __init__(self, store: Store, form: OutputFormat) -> None:
         self.store, self.form = store, form
 

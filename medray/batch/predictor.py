@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import torch
 
-from medray.batch.output import Note, Output, Record, tabulate
+from medray.batch.output import BatchOutput, Note, Record, tabulate
 from medray.batch.pieces import Piece
 from medray.batch.rows import InputRow
 from medray.config.schema import validate
@@ -37,8 +37,8 @@ class Work:
     output: str
     threads: int
 
-    def open_output(self) -> Output:
-        return Output(open_store(self.output), self.record.form)
+    def open_output(self) -> BatchOutput:
+        return BatchOutput(open_store(self.output), self.record.form)
 
 
 class Predictor:

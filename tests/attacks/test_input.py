@@ -24,7 +24,7 @@ import pytest
 from medray import cli
 from medray.batch import inputs, pieces, rows
 from medray.batch import output as output_files
-from medray.batch.output import Output, encode
+from medray.batch.output import BatchOutput, encode
 from medray.batch.rows import InputRow
 from medray.batch.shards import TextColumns
 from medray.config import files
@@ -348,7 +348,7 @@ BREAKS = "r\u2028\x85\x0b\x1c1"  # where Python ends a line of a text, and JSON 
 def test_an_id_with_a_line_separator_of_unicode_does_not_cut_what_medray_stores(
     tmp_path: Path,
 ) -> None:
-    output = Output(open_store(str(tmp_path / "out")), "jsonl")
+    output = BatchOutput(open_store(str(tmp_path / "out")), "jsonl")
     output.write(
         0,
         0,
@@ -381,7 +381,7 @@ def test_a_file_of_an_output_that_was_damaged_is_one_sentence(
     path = tmp_path / "out" / name
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
-    output = Output(open_store(str(tmp_path / "out")), "jsonl")
+    output = BatchOutput(open_store(str(tmp_path / "out")), "jsonl")
     record = output_files.Record.model_construct(piece_rows=1)
     readers: dict[str, Callable[[], object]] = {
         "_run.json": lambda: output.begin(record, resume=True),
@@ -402,7 +402,7 @@ def test_a_line_about_rows_that_were_set_aside_that_was_damaged_is_one_sentence(
     with pytest.raises(
         ArtifactError, match=r"part-00000-000000\.jsonl: is not a file of this medray"
     ) as refusal:
-        list(Output(open_store(str(tmp_path)), "jsonl").set_aside())
+        list(BatchOutput(open_store(str(tmp_path)), "jsonl").set_aside())
     assert "Canary" not in str(refusal.value)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from medray.batch.output import Output, Record, encode, tabulate
+from medray.batch.output import BatchOutput, Record, encode, tabulate
 from medray.batch.rows import InputRow
 from medray.errors import ArtifactError, ConfigError
 from medray.storage.store import open_store
@@ -94,7 +94,7 @@ def test_a_task_without_labels_answers_with_texts_and_mentions() -> None:
 
 
 def test_a_piece_that_is_written_twice_is_there_once_and_counted_once(tmp_path: Path) -> None:
-    output = Output(open_store(str(tmp_path / "out")), "parquet")
+    output = BatchOutput(open_store(str(tmp_path / "out")), "parquet")
     output.begin(RECORD, resume=False)
     table, aside = (
         tabulate(task(), ["a", "b"], ANSWERS, META),
@@ -112,7 +112,7 @@ def test_a_piece_that_is_written_twice_is_there_once_and_counted_once(tmp_path: 
 
 
 def test_an_output_that_does_not_add_up_is_never_called_whole(tmp_path: Path) -> None:
-    output = Output(open_store(str(tmp_path / "out")), "parquet")
+    output = BatchOutput(open_store(str(tmp_path / "out")), "parquet")
     output.begin(RECORD, resume=False)
     output.write(0, 0, tabulate(task(), ["a", "b"], ANSWERS, META), [], 0)
     with pytest.raises(
@@ -123,7 +123,7 @@ def test_an_output_that_does_not_add_up_is_never_called_whole(tmp_path: Path) ->
 
 
 def test_an_output_is_begun_once_and_gone_on_with_only_as_it_was_begun(tmp_path: Path) -> None:
-    output = Output(open_store(str(tmp_path / "out")), "parquet")
+    output = BatchOutput(open_store(str(tmp_path / "out")), "parquet")
     output.begin(RECORD, resume=True)  # where there is nothing yet, it starts
     with pytest.raises(ConfigError, match="exists already; choose another"):
         output.begin(RECORD, resume=False)
@@ -133,4 +133,4 @@ def test_an_output_is_begun_once_and_gone_on_with_only_as_it_was_begun(tmp_path:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="is not an output of medray"):
-        Output(open_store(str(tmp_path / "mine")), "parquet").begin(RECORD, resume=True)
+        BatchOutput(open_store(str(tmp_path / "mine")), "parquet").begin(RECORD, resume=True)

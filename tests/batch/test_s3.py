@@ -3,7 +3,7 @@
 import json
 
 from medray.batch import inputs, rows
-from medray.batch.output import Output
+from medray.batch.output import BatchOutput
 from medray.batch.shards import TextColumns
 from medray.storage.object_store import ObjectStore
 
@@ -30,7 +30,7 @@ def test_a_library_in_a_bucket_is_read_and_an_output_there_is_begun_and_gone_on_
         "two2",
     ]
     assert next(rows.read(source.shards[1], TextColumns(("text",)), 100)).id == "two.jsonl:1"
-    output = Output(ObjectStore(f"{uri}/answers"), "jsonl")
+    output = BatchOutput(ObjectStore(f"{uri}/answers"), "jsonl")
     assert output.store.names("") == []
     assert output.agree("precision", "bf16") == "bf16"
     assert output.agree("precision", "fp32") == "bf16"

@@ -39,8 +39,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     data, manifest = dataset.load(study.data), checkpoint.read(folder)
     task, own = restore(manifest.task.options, manifest.task.state), read_predictions(folder)
     record = fit_calibration(task, own, data.validation, CalibrationConfig())
-    analysis = examine(task, "validation", own, data.validation, record, Slicer.of(data.validation))
-    model = ModelAnalysis("one", record, analysis, replace(analysis, split="test"))
+    split_analysis = examine(
+        task, "validation", own, data.validation, record, Slicer.of(data.validation)
+    )
+    model = ModelAnalysis("one", record, split_analysis, replace(split_analysis, split="test"))
     (own_run.folder / ANALYSIS).write_bytes(
         analysis.to_json(Analysis("tiny", task.labels, False, "one", (model,)))
     )
