@@ -13,7 +13,7 @@ from medray.config.load import load_study
 from medray.config.study import CalibrationConfig
 from medray.data import dataset
 from medray.errors import ArtifactError
-from medray.evaluation import leaderboard_files
+from medray.evaluation import analysis, leaderboard_files
 from medray.evaluation.analysis import Analysis, ModelAnalysis
 from medray.evaluation.bootstrap import Comparison
 from medray.evaluation.leaderboard import Entry, Leaderboard, Pairing
