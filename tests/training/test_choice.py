@@ -80,7 +80,7 @@ def test_answers_stand_at_the_end_of_each_row_on_either_side_of_the_padding() ->
 @pytest.mark.parametrize("family", ["llama", "opt"])
 @pytest.mark.document(
     "002",
-    "adapter and tokenizer are saved and release again",
+    "adapter and tokenizer are saved and loaded again",
     where="`medray.load`",
 )
 def test_a_trained_choice_answers_the_same_reloaded_and_merged(tmp_path: Path, family: str) -> None:
