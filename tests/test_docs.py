@@ -115,8 +115,7 @@ def test_the_blocks_of_a_page_that_trains_run_in_order(page: Path, tmp_path: Pat
 def test_the_navigation_lists_every_page() -> None:
     pages_there = {path.relative_to(ROOT / "docs").as_posix() for path in site.DOCS.rglob("*.md")}
     records = {page for page in pages_there if re.match(r"decisions/\d", page)}
-    tutorials = {page for page in site.in_navigation() if page.startswith("tutorials/")}
-    assert site.in_navigation() - tutorials == pages_there - records - tutorials
+    assert site.in_navigation() == pages_there - records
 
 
 def test_a_link_out_of_docs_becomes_its_text_and_comments_go() -> None:
