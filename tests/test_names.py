@@ -6,9 +6,8 @@ import names
 
 # Parts whose names are still to be changed.
 OPEN = {
-    "medray/cli", "medray/config", "medray/runtime", "medray/serving", "jobs", "cluster",
-    "tests/attacks", "tests/cli", "tests/config", "tests/runtime",
-    "tests/serving", "tests/stored",
+    "medray/cli", "medray/config", "medray/runtime", "jobs", "cluster",
+    "tests/cli", "tests/config", "tests/runtime", "tests/stored",
 }  # fmt: skip
 
 

@@ -85,7 +85,7 @@ class _CompletionOptions(_RequestModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _check_supported(cls, raw: Any) -> Any:
+    def _check_fields(cls, raw: Any) -> Any:
         if isinstance(raw, dict):
             for name, neutral in _UNSUPPORTED_FIELDS.items():
                 if raw.get(name) is not None and raw[name] not in neutral:

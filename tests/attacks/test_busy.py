@@ -22,7 +22,7 @@ from medray.study import trial_actor as trials
 pytestmark = pytest.mark.ray
 
 
-def delayed(seconds: float, timeout_s: str | None = None) -> Any:
+def delayed_model(seconds: float, timeout_s: str | None = None) -> Any:
     """A trial's function whose first trial takes so long to end after its last report."""
 
     def start(
@@ -51,7 +51,7 @@ def test_a_trial_whose_end_is_held_up_for_ten_seconds_costs_no_other(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(trials, "start", delayed(10))
+    monkeypatch.setattr(trials, "start", delayed_model(10))
     study = tiny.study(tmp_path, GRID, "search.algorithm=grid", ray_studies.whole(cluster))
     with caplog.at_level(logging.WARNING, "medray"):
         board = ray_studies.run(study, cluster).board
@@ -68,7 +68,7 @@ def test_a_trial_that_tune_loses_is_run_again_by_the_study(
 ) -> None:
     """Tune gives up a process whose thread has not ended in time, and with it the trial that was to
     run there."""
-    monkeypatch.setattr(trials, "start", delayed(3, timeout_s="0"))
+    monkeypatch.setattr(trials, "start", delayed_model(3, timeout_s="0"))
     study = tiny.study(
         tmp_path,
         GRID,

@@ -15,7 +15,7 @@ def test_a_card_shows_labels_notes_and_names_of_others_as_plain_words(tmp_path: 
     release = Registry(str(tmp_path)).publish(tiny.checkpoint(), "cancer")
     manifest = checkpoint.read(release.folder())
     labels = [evil, "[click](javascript:alert(3))", "a | b", "# heading\n# more", "not_cancer"]
-    changed = manifest.model_copy(
+    manifest_with_names = manifest.model_copy(
         update={
             "task": manifest.task.model_copy(
                 update={"state": {**manifest.task.state, "labels": labels}}
@@ -25,12 +25,12 @@ def test_a_card_shows_labels_notes_and_names_of_others_as_plain_words(tmp_path: 
         }
     )
     notes = f"{evil}\n---\n# heading\n1. list\n| a | b |\rfirst\r# heading\nplain_words, here."
-    shown = card.render(
+    text = card.render(
         release.record.model_copy(update={"notes": notes, "task_options": {evil: evil}}),
-        changed,
+        manifest_with_names,
         merged=False,
     )
-    header, body = shown.removeprefix("---\n").split("---\n", 1)
+    header, body = text.removeprefix("---\n").split("---\n", 1)
     assert yaml.safe_load(header)["base_model"] == f"base {evil}"
     assert "<" not in body.replace("&lt;", "")
     assert "[click](" not in body

@@ -71,33 +71,35 @@ def test_of_a_long_conversation_the_most_turns_that_fit_are_read(
 ) -> None:
     turns = conversation(60)
     wholes = [chat.prompt([*system, *turns[at:]], 10**6).tokens for at in range(0, len(turns), 2)]
-    wanted = next((tokens for tokens in wholes if len(tokens) <= room), None)
-    found = chat.prompt([*system, *turns], room)
-    assert found.truncated
-    assert len(found.tokens) == room if wanted is None else found.tokens == wanted
+    expected_tokens = next((tokens for tokens in wholes if len(tokens) <= room), None)
+    prompt = chat.prompt([*system, *turns], room)
+    assert prompt.truncated
+    assert (
+        len(prompt.tokens) == room if expected_tokens is None else prompt.tokens == expected_tokens
+    )
 
 
 def test_each_turn_is_encoded_once_and_the_template_is_filled_in_a_few_times(
     chat: ChatEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[str] = []
-    filled: list[int] = []
+    lengths: list[int] = []
     answers, fill = chat_template.answers, ChatEncoder.fill
 
-    def counted(texts: Sequence[str], *rest: Any, **options: Any) -> Any:
+    def counting_tokenizer(texts: Sequence[str], *rest: Any, **options: Any) -> Any:
         encoded.extend(texts)
         return answers(texts, *rest, **options)
 
     def counted_fill(self: ChatEncoder, turns: Sequence[Message], *, is_open: bool) -> str:
-        filled.append(len(turns))
+        lengths.append(len(turns))
         return fill(self, turns, is_open=is_open)
 
-    monkeypatch.setattr(chat_template, "answers", counted)
+    monkeypatch.setattr(chat_template, "answers", counting_tokenizer)
     monkeypatch.setattr(ChatEncoder, "fill", counted_fill)
     turns = conversation(999)
     assert chat.prompt(turns, 100).truncated
     assert len(encoded) == len(turns) == 999
-    assert len(filled) <= 3 + math.log2(999)
+    assert len(lengths) <= 3 + math.log2(999)
 
 
 def test_of_a_turn_that_is_far_too_long_only_what_may_be_read_is_encoded(
@@ -106,18 +108,18 @@ def test_of_a_turn_that_is_far_too_long_only_what_may_be_read_is_encoded(
     encoded: list[str] = []
     answers = chat_template.answers
 
-    def counted(texts: Sequence[str], *rest: Any, **options: Any) -> Any:
+    def counting_tokenizer(texts: Sequence[str], *rest: Any, **options: Any) -> Any:
         encoded.extend(texts)
         return answers(texts, *rest, **options)
 
-    monkeypatch.setattr(chat_template, "answers", counted)
+    monkeypatch.setattr(chat_template, "answers", counting_tokenizer)
     words = [tiny.WORDS[at * at % 37] for at in range(100_000)]
     long = [Message("user", "fever"), Message("assistant", "no"), Message("user", " ".join(words))]
-    found = chat.prompt(long, 60)
+    prompt = chat.prompt(long, 60)
     assert max(map(len, encoded)) <= 64 * 60
-    assert (len(found.tokens), found.truncated) == (60, True)
+    assert (len(prompt.tokens), prompt.truncated) == (60, True)
     monkeypatch.setattr(chat_template, "_MOST_CHARACTERS", 10**6)
-    assert chat.prompt(long, 60) == found
+    assert chat.prompt(long, 60) == prompt
     monkeypatch.undo()
     with pytest.raises(ConfigError, match="too few beside a system prompt of 1000000 characters"):
         chat.prompt([Message("system", "a" * 10**6), *long], 60)
@@ -130,12 +132,12 @@ def test_more_messages_than_are_read_are_refused_before_anything_is_done_with_th
     service = fake_service.Service()
     http = TestClient(make_api(service, Limits(messages=5), None, mask_identifiers=True))
     messages = [{"role": turn.role, "content": turn.content} for turn in conversation(7)]
-    refused = http.post(
+    refusal = http.post(
         CHAT_PATH, json={"model": "adviser", "messages": messages, "stream": stream}
     )
-    assert refused.status_code == 400
+    assert refusal.status_code == 400
     assert (
-        refused.json()["error"]["message"]
+        refusal.json()["error"]["message"]
         == "messages: one request may hold at most 5; leave out the oldest"
     )
     assert not service.talks
@@ -179,12 +181,12 @@ def test_extreme_parameters_become_the_nearest_ones_that_can_be_computed(
 )
 def test_parameters_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
     http = TestClient(make_api(fake_service.Service(), Limits(), None))
-    refused = http.post(
+    refusal = http.post(
         CHAT_PATH,
         json={"model": "adviser", "messages": [{"role": "user", "content": "a"}], **wrong},
     )
-    assert refused.status_code == 400
-    assert next(iter(wrong)) in refused.json()["error"]["message"]
+    assert refusal.status_code == 400
+    assert next(iter(wrong)) in refusal.json()["error"]["message"]
 
 
 PROMPTS = [[10, 11, 12], [20] * 7, [9, 13, 14]]
@@ -194,9 +196,9 @@ PROMPTS = [[10, 11, 12], [20] * 7, [9, 13, 14]]
 def engine() -> TransformersEngine:
     from medray.registry.loading import load
 
-    found = load(tiny.checkpoint("instruct"), precision="fp32").engine
-    assert isinstance(found, TransformersEngine)
-    return found
+    own_engine = load(tiny.checkpoint("instruct"), precision="fp32").engine
+    assert isinstance(own_engine, TransformersEngine)
+    return own_engine
 
 
 def run(generation: Generation, first: Sequence[Chunk | RowError]) -> dict[int, str | Exception]:
@@ -222,9 +224,9 @@ def test_a_row_that_cannot_be_sampled_ends_alone(engine: TransformersEngine) -> 
         generation.row(at, PROMPTS[at], poison if at == 1 else Sampling(max_tokens=8))
         for at in range(3)
     ]
-    found = run(generation, generation.join(rows))
-    assert isinstance(found[1], RuntimeError)
-    assert (found[0], found[2]) == (alone[0], alone[2])
+    chunks = run(generation, generation.join(rows))
+    assert isinstance(chunks[1], RuntimeError)
+    assert (chunks[0], chunks[2]) == (alone[0], alone[2])
 
 
 def test_a_tiny_top_p_takes_the_most_probable_token(engine: TransformersEngine) -> None:
@@ -234,11 +236,11 @@ def test_a_tiny_top_p_takes_the_most_probable_token(engine: TransformersEngine) 
         Sampling(max_tokens=8, temperature=1, top_p=1e-300),
         Sampling(max_tokens=8, temperature=1, top_p=5e-324),
     ]
-    found = run(
+    chunks = run(
         generation,
         generation.join([generation.row(at, PROMPTS[0], kind) for at, kind in enumerate(kinds)]),
     )
-    assert found[0] == found[1] == found[2]
+    assert chunks[0] == chunks[1] == chunks[2]
 
 
 def test_a_prompt_that_cannot_be_read_leaves_the_rows_under_way(
@@ -253,8 +255,8 @@ def test_a_prompt_that_cannot_be_read_leaves_the_rows_under_way(
     model = type(engine.model.network)
     forward = model.forward
     monkeypatch.setattr(model, "forward", out_of_memory)
-    (refused,) = generation.join([generation.row(1, PROMPTS[1], Sampling(max_tokens=8))])
-    assert isinstance(refused, RowError)
+    (refusal,) = generation.join([generation.row(1, PROMPTS[1], Sampling(max_tokens=8))])
+    assert isinstance(refusal, RowError)
     monkeypatch.setattr(model, "forward", forward)
     fresh = engine.generation()
     assert (
@@ -290,28 +292,28 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatModel]:
         tiny.checkpoint("instruct"), "adviser"
     )
     with ThreadPoolExecutor(1) as thread:
-        found = open_model(
+        model = open_model(
             release,
             AppOptions(releases=("adviser",), precision="fp32", token_budget=256),
             thread,
             device="cpu",
         )
-        assert isinstance(found, ChatModel)
-        yield found
+        assert isinstance(model, ChatModel)
+        yield model
 
 
 QUESTION = Conversation((Message("user", "glucose"),), Sampling(), 4, whole=True)
 
 
 def test_a_conversation_is_not_read_after_its_time(served: ChatModel) -> None:
-    class Untouched:
+    class NoPrompt:
         options = served.task.options
 
         def prompt(self, *args: Any) -> Any:
             raise AssertionError("read for nobody")
 
     with pytest.raises(LateError):
-        replace(served, release=replace(served.release, task=Untouched())).begin(
+        replace(served, release=replace(served.release, task=NoPrompt())).begin(
             QUESTION, Limits(), time.monotonic() - 1, lambda chunk: None
         )
 
@@ -326,16 +328,16 @@ class Replica(ReleaseReplica):
 def test_a_client_that_leaves_while_its_conversation_waits_to_be_read_makes_no_work(
     served: ChatModel,
 ) -> None:
-    begun: list[int] = []
+    starts: list[int] = []
 
-    class Noted:
+    class NotingTask:
         options = served.task.options
 
         def prompt(self, *args: Any) -> Any:
-            begun.append(1)
+            starts.append(1)
             return served.task.prompt(*args)
 
-    replica = Replica(replace(served, release=replace(served.release, task=Noted())))
+    replica = Replica(replace(served, release=replace(served.release, task=NotingTask())))
     replica.requests.submit(time.sleep, 0.5)
 
     async def leave() -> None:
@@ -348,5 +350,5 @@ def test_a_client_that_leaves_while_its_conversation_waits_to_be_read_makes_no_w
 
     asyncio.run(leave())
     replica.requests.shutdown()
-    assert not begun
+    assert not starts
     assert served.streams.num_running == served.streams.num_waiting == 0

@@ -30,7 +30,7 @@ from medray.tasks.classification import ClassifyRequest
 CANARY = "Zebediah-Q-Canary-4711"
 POST = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
-CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+CHUNKED_HEAD = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 MB = b"a" * (1 << 20)
 
 
@@ -45,15 +45,15 @@ def port() -> Iterator[int]:
         app = Front(
             fake_service.api(fake_service.Service("cancer@best")), body_bytes=100_000, body_s=1.0
         )
-        chosen = free_port()
+        own_port = free_port()
         server = uvicorn.Server(
-            uvicorn.Config(app, host="127.0.0.1", port=chosen, log_level="critical")
+            uvicorn.Config(app, host="127.0.0.1", port=own_port, log_level="critical")
         )
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         while not server.started:
             time.sleep(0.01)
-        yield chosen
+        yield own_port
         server.should_exit = True
         thread.join(20)
 
@@ -110,9 +110,9 @@ def test_a_head_over_the_bound_is_refused_in_the_form_of_every_error(
         (GET + b"X-A: ", MB),
         (GET, b"X-A: a\r\n" * 100_000),
         (b"GET /", MB),
-        (CHUNKED + b"1\r\n{\r\n0\r\nX-A: ", MB),
-        (CHUNKED + b"1;", MB),
-        (CHUNKED, b"100000\r\n" + MB + b"\r\n"),
+        (CHUNKED_HEAD + b"1\r\n{\r\n0\r\nX-A: ", MB),
+        (CHUNKED_HEAD + b"1;", MB),
+        (CHUNKED_HEAD, b"100000\r\n" + MB + b"\r\n"),
         (POST + b"Content-Length: 9999999999\r\n\r\n", MB),
     ],
     ids=[
@@ -221,17 +221,17 @@ def test_over_the_number_of_connections_one_that_waits_for_its_client_is_closed(
         with contextlib.suppress(ConnectionError):
             client.sendall(POST + b"Content-Length: 1000\r\n\r\n{")
     assert all(is_well(port) for _ in range(10))
-    closed = 0
+    num_closed = 0
     for client in clients:
         client.setblocking(False)
         with contextlib.suppress(BlockingIOError):
-            closed += not read(client)
+            num_closed += not read(client)
         client.close()
-    assert closed >= 80
+    assert num_closed >= 80
 
 
 @pytest.mark.parametrize(
-    "stuck",
+    "start",
     [
         POST + b"Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 5\r\n\r\n",
         (GET.replace(b"/healthz", b"/docs") + b"\r\n") * 99,
@@ -239,7 +239,7 @@ def test_over_the_number_of_connections_one_that_waits_for_its_client_is_closed(
     ids=["a WebSocket that never begins", "answers that nobody reads"],
 )
 def test_connections_that_hang_without_sending_keep_nobody_out(
-    port: int, stuck: bytes, monkeypatch: pytest.MonkeyPatch
+    port: int, start: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(front, "CONNECTIONS", 10)
     clients = [socket.socket() for _ in range(12)]
@@ -247,7 +247,7 @@ def test_connections_that_hang_without_sending_keep_nobody_out(
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", port))
         with contextlib.suppress(ConnectionError):
-            client.sendall(stuck)
+            client.sendall(start)
     time.sleep(3)  # what is sent to them fills the kernel's buffers
     assert all(is_well(port) for _ in range(5))
     for client in clients:
@@ -307,22 +307,22 @@ def request(*headers: tuple[bytes, bytes]) -> dict[str, Any]:
 
 
 async def ask(
-    asked: Front, scope: dict[str, Any], receive: Callable[[], Awaitable[dict[str, Any]]]
+    front_app: Front, scope: dict[str, Any], receive: Callable[[], Awaitable[dict[str, Any]]]
 ) -> list[dict[str, Any]]:
-    sent: list[dict[str, Any]] = []
+    messages: list[dict[str, Any]] = []
 
     async def send(message: Any) -> None:
-        sent.append(message)
+        messages.append(message)
 
-    await asked(scope, receive, send)
-    return sent
+    await front_app(scope, receive, send)
+    return messages
 
 
 def test_headers_that_steer_serve_do_not_pass_and_others_do() -> None:
-    seen: list[tuple[bytes, bytes]] = []
+    all_headers: list[tuple[bytes, bytes]] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        seen.extend(scope["headers"])
+        all_headers.extend(scope["headers"])
 
     steering = [
         (b"serve_multiplexed_model_id", b"\xff\xfe"),
@@ -340,7 +340,7 @@ def test_headers_that_steer_serve_do_not_pass_and_others_do() -> None:
             _never,
         )
     )
-    assert seen == [(b"x-request-id", b"a-1"), (b"x-api-key", b"\xff")]
+    assert all_headers == [(b"x-request-id", b"a-1"), (b"x-api-key", b"\xff")]
 
 
 async def _never() -> dict[str, Any]:
@@ -356,15 +356,17 @@ def test_of_half_read_bodies_over_the_room_for_all_the_largest_goes_and_a_small_
         read_bodies.append((await receive())["body"])
 
     async def scene() -> list[list[dict[str, Any]]]:
-        asked = Front(app, body_bytes=1000, reading_bytes=1500, body_s=0.5)
+        front_app = Front(app, body_bytes=1000, reading_bytes=1500, body_s=0.5)
         large = [
-            asyncio.ensure_future(ask(asked, _chunked(), _pieces(b"x" * size, None)))
+            asyncio.ensure_future(ask(front_app, _chunked_request(), _pieces(b"x" * size, None)))
             for size in (800, 600)
         ]
         await asyncio.sleep(0)
-        small = asyncio.ensure_future(ask(asked, _chunked(), _pieces(b"y" * 100, b"y" * 100, b"")))
+        small = asyncio.ensure_future(
+            ask(front_app, _chunked_request(), _pieces(b"y" * 100, b"y" * 100, b""))
+        )
         answers = await asyncio.gather(*large, small)
-        assert (asked.bodies, asked.num_bytes) == ({}, 0)
+        assert (front_app.bodies, front_app.num_bytes) == ({}, 0)
         return answers
 
     first, second, small = asyncio.run(scene())
@@ -372,7 +374,7 @@ def test_of_half_read_bodies_over_the_room_for_all_the_largest_goes_and_a_small_
     assert read_bodies == [b"y" * 200]
 
 
-def _chunked() -> dict[str, Any]:
+def _chunked_request() -> dict[str, Any]:
     return request((b"transfer-encoding", b"chunked"))
 
 
@@ -451,9 +453,9 @@ def http(
 def test_the_first_wrong_of_many_inputs_ends_the_validation(
     model: type[BaseModel], body: dict[str, Any]
 ) -> None:
-    with pytest.raises(ValidationError) as caught:
+    with pytest.raises(ValidationError) as error:
         model.model_validate(body)
-    assert caught.value.error_count() < 5
+    assert error.value.error_count() < 5
 
 
 def test_a_wrong_input_is_named_once() -> None:
@@ -521,9 +523,9 @@ def test_a_foreign_name_that_is_made_to_point_at_loopback_is_not_answered(host: 
     ],
 )
 def test_a_name_of_this_service_and_every_address_is_answered(host: str) -> None:
-    known = http(hosts=("medray.clinic.example",), host=host)
-    assert known.post("/v1/classify", json={"text": "a"}).status_code == 200
-    assert known.get("/healthz").json()["releases"] == {}
+    other_name = http(hosts=("medray.clinic.example",), host=host)
+    assert other_name.post("/v1/classify", json={"text": "a"}).status_code == 200
+    assert other_name.get("/healthz").json()["releases"] == {}
 
 
 def test_an_application_below_a_prefix_has_the_same_open_paths_and_statuses() -> None:

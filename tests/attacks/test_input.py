@@ -45,7 +45,7 @@ from medray.tasks.instruct.safety import is_refusal
 from medray.text import csv_text, language
 from medray.types import Example
 
-NAMED = "Jane Canary Roe, born 1950, MRN 4711"  # what no message may repeat
+PATIENT = "Jane Canary Roe, born 1950, MRN 4711"  # what no message may repeat
 COLUMNS = TextColumns(("text",), "id")
 
 
@@ -54,11 +54,11 @@ def read(path: Path, columns: TextColumns = COLUMNS, most: int = 1_000_000) -> l
     return [row for shard in source.shards for row in rows.read(shard, columns, most)]
 
 
-def bad(found: list[InputRow]) -> list[InputRow]:
-    return [row for row in found if row.fault]
+def bad(rows: list[InputRow]) -> list[InputRow]:
+    return [row for row in rows if row.fault]
 
 
-def lost(path: Path, closing: str, num_rows: int = 5000) -> Path:
+def file_with_open_quote(path: Path, closing: str, num_rows: int = 5000) -> Path:
     """A file in which a quote opens and takes in the rows behind it."""
     before = "".join(f"a{number},good row {number}\n" for number in range(num_rows))
     path.write_text(f'id,text\n{before}bad,"opened\n' + before.replace("a", "b") + closing)
@@ -79,17 +79,17 @@ def lost(path: Path, closing: str, num_rows: int = 5000) -> Path:
 def test_the_rows_that_an_open_quote_takes_in_are_counted(
     tmp_path: Path, closing: str, reason: str
 ) -> None:
-    path = lost(tmp_path / "lost.csv", closing)
-    found = read(path)
-    assert len(found) >= 10_000
-    assert [row.text for row in found[:5000]] == [f"good row {number}" for number in range(5000)]
-    assert len(bad(found)) == 5001 + bool(closing)
-    assert {row.reason for row in bad(found)} == {
+    path = file_with_open_quote(tmp_path / "lost.csv", closing)
+    rows = read(path)
+    assert len(rows) >= 10_000
+    assert [row.text for row in rows[:5000]] == [f"good row {number}" for number in range(5000)]
+    assert len(bad(rows)) == 5001 + bool(closing)
+    assert {row.reason for row in bad(rows)} == {
         f"the quoted field that opens in line 5002 {reason}"
     }
-    assert [row.where for row in bad(found)][:2] == ["lost.csv:5002", "lost.csv:5003"]
+    assert [row.where for row in bad(rows)][:2] == ["lost.csv:5002", "lost.csv:5003"]
     assert len(pieces.scan(inputs.find(str(path)).shards[0], COLUMNS, 1000).ids) == len(
-        found
+        rows
     )  # what --max-bad is a share of
 
 
@@ -97,15 +97,15 @@ def test_the_rows_that_an_open_quote_takes_in_are_counted(
 def test_study_data_with_an_open_quote_is_refused_with_its_line(
     tmp_path: Path, closing: str
 ) -> None:
-    path = lost(tmp_path / "lost.csv", closing, 300)
+    path = file_with_open_quote(tmp_path / "lost.csv", closing, 300)
     options = delimited.Options(
         name="delimited", path=str(path), text=("text",), label=None, id="id"
     )
     with pytest.raises(
         DataError, match=r"lost\.csv:302: the quoted field that opens in line 302 "
-    ) as caught:
+    ) as error:
         list(delimited.read(options))
-    assert "good row" not in str(caught.value)
+    assert "good row" not in str(error.value)
     (tmp_path / "fixed.csv").write_text('id,label\na1,x\na2,"opened\n' + "a3,x\n" * 200 + closing)
     with pytest.raises(DataError, match=r"fixed\.csv:3: the quoted field that opens in line 3 "):
         corrections.apply([Example("a1", "a", ("x",))], tmp_path / "fixed.csv", ())
@@ -123,10 +123,10 @@ def test_study_data_with_an_open_quote_is_refused_with_its_line(
 
 
 def test_an_open_quote_takes_in_no_more_lines_than_a_row_may_have(tmp_path: Path) -> None:
-    path = lost(tmp_path / "lost.csv", "", 30_000)
-    found = read(path)
-    assert len(bad(found)) == csv_text.MOST_LINES + 1
-    assert sum(not row.fault for row in found) == 60_000 - csv_text.MOST_LINES
+    path = file_with_open_quote(tmp_path / "lost.csv", "", 30_000)
+    rows = read(path)
+    assert len(bad(rows)) == csv_text.MOST_LINES + 1
+    assert sum(not row.fault for row in rows) == 60_000 - csv_text.MOST_LINES
 
 
 def test_long_texts_in_quotes_are_read_as_before(tmp_path: Path) -> None:
@@ -136,8 +136,8 @@ def test_long_texts_in_quotes_are_read_as_before(tmp_path: Path) -> None:
     labs = "\n".join(
         ["Results", *(f"value {number}, 4.{number} mmol/l" for number in range(40))]
     )  # rows of two values, nearly
-    said = 'He said: "no pain", and left.'
-    texts = [note, labs, said, "long " * 100_000]
+    output = 'He said: "no pain", and left.'
+    texts = [note, labs, output, "long " * 100_000]
     with (tmp_path / "rows.csv").open("w", newline="") as file:
         csv.writer(file).writerows(
             [["id", "text"], *([f"r{number}", text] for number, text in enumerate(texts))]
@@ -167,10 +167,8 @@ def test_a_list_in_a_text_is_no_table(tmp_path: Path) -> None:
 
 @pytest.mark.real
 def test_real_files_lose_no_row(real_data: Path) -> None:
-    found = read(
-        real_data / "abstracts" / "medical_abstracts.csv", TextColumns(("abstract",), None)
-    )
-    assert (len(found), bad(found)) == (2305, [])
+    rows = read(real_data / "abstracts" / "medical_abstracts.csv", TextColumns(("abstract",), None))
+    assert (len(rows), bad(rows)) == (2305, [])
 
 
 # What is packed
@@ -207,16 +205,16 @@ for path in sys.argv[1:]:
     print(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) >> 10)
 """
     paths = [str(path) for path in sorted(tmp_path.iterdir())]
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script, *paths],
         capture_output=True,
         text=True,
         timeout=120,
         check=True,
     )
-    said = done.stdout.splitlines()
+    output = process.stdout.splitlines()
     too_long = rows.TOO_LONG
-    assert [said[0], said[1], said[3], said[4], said[6], said[8]] == [
+    assert [output[0], output[1], output[3], output[4], output[6], output[8]] == [
         too_long,
         "fever",
         rows.UNREADABLE,
@@ -224,8 +222,8 @@ for path in sys.argv[1:]:
         too_long,
         too_long,
     ]
-    assert int(said[-1]) < 500, (
-        said
+    assert int(output[-1]) < 500, (
+        output
     )  # MiB, libraries included; 1,600 where each whole line becomes a text
 
 
@@ -274,16 +272,16 @@ def test_a_text_that_a_table_keeps_once_is_not_in_memory_for_every_row(
 
 
 def message(run: Callable[[], Any]) -> str:
-    with pytest.raises(MedrayError) as caught:
+    with pytest.raises(MedrayError) as error:
         run()
-    return str(caught.value)
+    return str(error.value)
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        f"<ID: {NAMED}\nTitle: x\n",
-        f"<ID:7>\n{NAMED} has carcinoma\n",
+        f"<ID: {PATIENT}\nTitle: x\n",
+        f"<ID:7>\n{PATIENT} has carcinoma\n",
         "<ID:7>\nTitle: x\nJane Canary: a\nJane Canary: b\n",
         "<ID:7>\nTitle: x\nJane Canary: a\n",
     ],
@@ -301,13 +299,13 @@ def test_reasons_of_texts_set_aside_name_the_place_and_the_kind_only(
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("rows.csv", f'id,text\n1,"{NAMED}"x\n'),
-        ("rows.csv", f"id,text\n1,{NAMED}\n"),
-        ("rows.csv", f'id,text\n1,"{NAMED}\n'),
-        ("rows.jsonl", f'{{"id": "1", "text": "{NAMED}"\n'),
-        ("rows.jsonl", f'["{NAMED}"]\n'),
-        ("rows.jsonl", f'{{"id": ["{NAMED}"], "text": "a"}}\n'),
-        ("rows.jsonl", f'{{"id": "1", "text": ["{NAMED}"]}}\n'),
+        ("rows.csv", f'id,text\n1,"{PATIENT}"x\n'),
+        ("rows.csv", f"id,text\n1,{PATIENT}\n"),
+        ("rows.csv", f'id,text\n1,"{PATIENT}\n'),
+        ("rows.jsonl", f'{{"id": "1", "text": "{PATIENT}"\n'),
+        ("rows.jsonl", f'["{PATIENT}"]\n'),
+        ("rows.jsonl", f'{{"id": ["{PATIENT}"], "text": "a"}}\n'),
+        ("rows.jsonl", f'{{"id": "1", "text": ["{PATIENT}"]}}\n'),
     ],
 )
 def test_reasons_of_rows_set_aside_hold_no_text(tmp_path: Path, name: str, content: str) -> None:
@@ -319,27 +317,29 @@ def test_reasons_of_rows_set_aside_hold_no_text(tmp_path: Path, name: str, conte
 
 def test_errors_of_study_data_hold_no_text(tmp_path: Path) -> None:
     path = tmp_path / "rows"
-    said = []
+    output = []
     for content in (
-        f"1|t|a\n1|a|b\n{NAMED}\t0\t1\ta\tD\n",
-        f"{NAMED}\n",
-        f"1|t|a\n{NAMED}|a|b\n",
-        f"1|t|a\n1|a|b\n1\t{NAMED}\t1\ta\tD\n",
+        f"1|t|a\n1|a|b\n{PATIENT}\t0\t1\ta\tD\n",
+        f"{PATIENT}\n",
+        f"1|t|a\n{PATIENT}|a|b\n",
+        f"1|t|a\n1|a|b\n1\t{PATIENT}\t1\ta\tD\n",
     ):
         path.write_text(content)
-        said.append(
+        output.append(
             message(lambda: list(pubtator.read(pubtator.Options(name="pubtator", path=str(path)))))
         )
     for mention in (
-        {"start": 0, "end": 4, "text": NAMED},
-        {"start": NAMED, "end": 4},
+        {"start": 0, "end": 4, "text": PATIENT},
+        {"start": PATIENT, "end": 4},
         {"start": 4, "end": 12},
     ):
-        path.write_text(json.dumps({"text": NAMED, "mentions": [mention]}) + "\n")
-        said.append(message(lambda: list(spans.read(spans.Options(name="spans", path=str(path))))))
-    path.write_text(json.dumps({"text": "a", "label": {"name": NAMED}}) + "\n")
-    said.append(message(lambda: list(jsonl.read(jsonl.Options(name="jsonl", path=str(path))))))
-    assert not any(part in line for line in said for part in ("Canary", "1950", "4711")), said
+        path.write_text(json.dumps({"text": PATIENT, "mentions": [mention]}) + "\n")
+        output.append(
+            message(lambda: list(spans.read(spans.Options(name="spans", path=str(path)))))
+        )
+    path.write_text(json.dumps({"text": "a", "label": {"name": PATIENT}}) + "\n")
+    output.append(message(lambda: list(jsonl.read(jsonl.Options(name="jsonl", path=str(path))))))
+    assert not any(part in line for line in output for part in ("Canary", "1950", "4711")), output
 
 
 BREAKS = "r\u2028\x85\x0b\x1c1"  # where Python ends a line of a text, and JSON does not
@@ -453,10 +453,10 @@ def test_no_cell_of_a_table_for_people_is_a_formula() -> None:
             "confidence": [-0.5] * len(FORMULAS),
         }
     )
-    written = cells(encode(table, "csv").decode())
-    assert not any(is_run(cell) for row in written for cell in row)
-    assert {row[3] for row in written[1:]} == {"-0.5"}  # a number stays one
-    assert [csv_text.restore_cell(row[0]) for row in written[1:]] == FORMULAS
+    cells_of_text = cells(encode(table, "csv").decode())
+    assert not any(is_run(cell) for row in cells_of_text for cell in row)
+    assert {row[3] for row in cells_of_text[1:]} == {"-0.5"}  # a number stays one
+    assert [csv_text.restore_cell(row[0]) for row in cells_of_text[1:]] == FORMULAS
     board = cells(
         leaderboard_files.to_csv(
             [
@@ -476,12 +476,12 @@ def test_every_text_comes_back_as_it_was() -> None:
         + HARMLESS
         + ["".join(rng.choices("'=+-@ \t1.5ea＝\n", k=rng.randint(0, 6))) for _ in range(5000)]
     )
-    written = [
+    cells_of_text = [
         cells(csv_text.write_table(["a", "b"], [{"a": text, "b": 1}]))[1][0] for text in texts
     ]
-    assert [csv_text.restore_cell(cell) for cell in written] == texts
-    assert written[len(FORMULAS) : len(FORMULAS) + len(HARMLESS)] == HARMLESS
-    assert not any(is_run(cell) for cell in written)
+    assert [csv_text.restore_cell(cell) for cell in cells_of_text] == texts
+    assert cells_of_text[len(FORMULAS) : len(FORMULAS) + len(HARMLESS)] == HARMLESS
+    assert not any(is_run(cell) for cell in cells_of_text)
 
 
 def test_a_row_that_looks_like_a_formula_is_exported_harmless_and_corrected_by_its_own_id(
@@ -496,19 +496,19 @@ def test_a_row_that_looks_like_a_formula_is_exported_harmless_and_corrected_by_i
         ],
         path,
     )
-    exported = cells(path.read_text())
-    assert not any(is_run(cell) for row in exported for cell in row)
+    cells_of_export = cells(path.read_text())
+    assert not any(is_run(cell) for row in cells_of_export for cell in row)
     for delimiter in ",;":
         with path.open(
             "w", newline="", encoding="utf-8-sig"
         ) as file:  # as a spreadsheet saves what somebody filled in
             csv.writer(file, delimiter=delimiter).writerows(
-                [exported[0], *([row[0], row[2], *row[2:]] for row in exported[1:])]
+                [cells_of_export[0], *([row[0], row[2], *row[2:]] for row in cells_of_export[1:])]
             )
-        corrected = corrections.apply(
+        result_of_corrections = corrections.apply(
             [Example(row_id, "a", ("b",)) for row_id in ids], path, (label,)
         )
-        assert [example.labels for example in corrected.examples] == [(label, "b")] * 4
+        assert [example.labels for example in result_of_corrections.examples] == [(label, "b")] * 4
 
 
 # Settings
@@ -546,9 +546,9 @@ def test_settings_that_would_grow_or_break_the_reader_are_a_sentence(
 ) -> None:
     path = tmp_path / "study.yaml"
     path.write_text(content)
-    with pytest.raises(ConfigError, match=message) as caught:
+    with pytest.raises(ConfigError, match=message) as error:
         load_study([path])
-    assert len(str(caught.value)) < 1000
+    assert len(str(error.value)) < 1000
     with pytest.raises(ConfigError, match=message):
         files.parse_value("seed=...", content)
 
@@ -560,33 +560,33 @@ def test_a_file_without_end_is_no_study() -> None:
 
 def test_of_many_unknown_keys_some_are_named_and_the_others_counted(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text("".join(f"k{number}: 1\n" for number in range(15_000)))
-    with pytest.raises(ConfigError, match=r"has 14985 mistakes more") as caught:
+    with pytest.raises(ConfigError, match=r"has 14985 mistakes more") as error:
         load_study([tmp_path / "study.yaml"])
-    assert len(str(caught.value).splitlines()) == 21
+    assert len(str(error.value).splitlines()) == 21
 
 
 @pytest.mark.parametrize("at", ["²", "9" * 5000, "99", "-1"])
 def test_a_position_that_a_list_has_not_is_a_sentence(at: str) -> None:
-    with pytest.raises(ConfigError, match="is not a position in a list of 1") as caught:
+    with pytest.raises(ConfigError, match="is not a position in a list of 1") as error:
         files.put(
             {"base_models": [{"source": "a"}]},
             f"base_models.{at}.source",
             "x",
             where=f"base_models.{at}.source=x",
         )
-    assert len(str(caught.value)) < 500
+    assert len(str(error.value)) < 500
 
 
 def test_a_hub_that_never_answers_is_waited_for_once(tmp_path: Path) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(50)
-        asked: list[socket.socket] = []
+        connections: list[socket.socket] = []
 
         def accept() -> None:
             while True:
                 try:
-                    asked.append(silent.accept()[0])
+                    connections.append(silent.accept()[0])
                 except OSError:
                     return
 
@@ -599,7 +599,7 @@ def test_a_hub_that_never_answers_is_waited_for_once(tmp_path: Path) -> None:
             "HF_HUB_ETAG_TIMEOUT": "2",
         }
         env["HF_ENDPOINT"] = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", script],
             capture_output=True,
             text=True,
@@ -607,8 +607,8 @@ def test_a_hub_that_never_answers_is_waited_for_once(tmp_path: Path) -> None:
             timeout=100,
             check=True,
         )
-        assert done.stdout.strip() == "False"
-        heads = [each for each in asked if each.recv(4) == b"HEAD"]
+        assert process.stdout.strip() == "False"
+        heads = [each for each in connections if each.recv(4) == b"HEAD"]
         assert len(heads) == 1
 
 
@@ -654,9 +654,9 @@ def test_an_output_that_is_a_file_is_refused_and_left_alone(
         str(tmp_path / "runs"),
     ]
     assert cli.main([*arguments, "--output", str(tmp_path / name)]) == 1
-    said = capsys.readouterr().err
-    assert "is not a folder that can be written to" in said
-    assert len(said.splitlines()) == 1
+    output = capsys.readouterr().err
+    assert "is not a folder that can be written to" in output
+    assert len(output.splitlines()) == 1
     assert (tmp_path / name.partition("/")[0]).read_text() == "precious"
 
 
@@ -665,14 +665,14 @@ def test_a_path_that_cannot_be_is_one_sentence(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main([command, "a" * 5000]) == 1
-    said = capsys.readouterr().err
-    assert said == f"medray: {'a' * 200}: cannot be used: File name too long\n"
+    output = capsys.readouterr().err
+    assert output == f"medray: {'a' * 200}: cannot be used: File name too long\n"
 
 
 # Time in proportion to length
 
 
-def parsed(content: str) -> None:
+def parse_file(content: str) -> None:
     with contextlib.suppress(DataError):
         raw_abstracts.parse(
             io.StringIO(content),
@@ -714,10 +714,13 @@ def alone(run: Callable[[str], Any]) -> Callable[[str, Path], Any]:
 
 
 SCANNERS: dict[str, tuple[Callable[[str, Path], Any], Callable[[int], str]]] = {
-    "id of an abstract": (alone(parsed), lambda n: "<ID:" + " " * n + "x"),
-    "id that closes": (alone(parsed), lambda n: "<ID:" + " x" * (n // 2) + ">"),
-    "keys of an abstract": (alone(parsed), lambda n: "<ID:1>\n" + "Aa b-" * (n // 5) + ": x"),
-    "lines of an abstract": (alone(parsed), lambda n: "<ID:1>\nTitle: a\n" + "A: b\n" * (n // 5)),
+    "id of an abstract": (alone(parse_file), lambda n: "<ID:" + " " * n + "x"),
+    "id that closes": (alone(parse_file), lambda n: "<ID:" + " x" * (n // 2) + ">"),
+    "keys of an abstract": (alone(parse_file), lambda n: "<ID:1>\n" + "Aa b-" * (n // 5) + ": x"),
+    "lines of an abstract": (
+        alone(parse_file),
+        lambda n: "<ID:1>\nTitle: a\n" + "A: b\n" * (n // 5),
+    ),
     "quotes": (alone(table), lambda n: '"' * n),
     "quotes and text": (alone(table), lambda n: 'a,"b"c\n' * (n // 7)),
     "open quote": (alone(table), lambda n: 'a,b\nc,"' + "d\n" * (n // 2)),

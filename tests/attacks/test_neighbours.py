@@ -47,7 +47,7 @@ def mode(path: Path) -> int:
 
 
 def as_other_user(script: str, *arguments: object) -> str:
-    done = subprocess.run(
+    result = subprocess.run(
         ["/bin/sh", "-c", script, "sh", *map(str, arguments)],
         user=OTHER_USER,
         group=OTHER_USER,
@@ -58,7 +58,7 @@ def as_other_user(script: str, *arguments: object) -> str:
         text=True,
         timeout=60,
     )
-    return done.stdout + done.stderr
+    return result.stdout + result.stderr
 
 
 def session() -> Path:
@@ -106,13 +106,13 @@ def test_another_user_reads_no_file_of_rays_session_and_replaces_no_socket(
 ) -> None:
     folder = session()
     assert (folder / "sockets" / "raylet").is_socket()
-    told = as_other_user(
+    output = as_other_user(
         'find "$1" -type f -readable | wc -l; mv "$1/sockets/raylet" "$1/sockets/r0"; mv '
         '"$1/logs" "$1/stolen"',
         folder,
     )
-    assert told.count("Permission denied") == 3
-    assert "\n0\n" in f"\n{told}"
+    assert output.count("Permission denied") == 3
+    assert "\n0\n" in f"\n{output}"
     assert (folder / "sockets" / "raylet").is_socket()
     assert (folder / "logs").is_dir()
 
@@ -223,11 +223,11 @@ def test_a_local_cluster_is_not_started_in_a_folder_that_somebody_prepared(
         os.chown(folder, OTHER_USER, OTHER_USER)
     # No Ray: a start that is not refused ends at once, with another sentence.
     environment = os.environ | {"MEDRAY_LOCAL": str(folder), "MEDRAY_RAY": "/bin/false"}
-    done = subprocess.run(
+    result = subprocess.run(
         [str(LOCAL), "start", "1"], env=environment, capture_output=True, text=True, timeout=60
     )
-    assert done.returncode == 1
-    assert "MEDRAY_LOCAL" in done.stderr
+    assert result.returncode == 1
+    assert "MEDRAY_LOCAL" in result.stderr
     assert list(folder.iterdir()) == []
 
 
@@ -236,7 +236,7 @@ def test_a_local_cluster_that_somebody_made_up_is_not_stopped(tmp_path: Path) ->
     tmp_path.chmod(0o777)
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as victim:
         (tmp_path / "node-0.pid").write_text(f"{victim.pid}\n")
-        done = subprocess.run(
+        result = subprocess.run(
             [str(LOCAL), "stop"],
             env=os.environ | {"MEDRAY_LOCAL": str(tmp_path)},
             capture_output=True,
@@ -245,16 +245,18 @@ def test_a_local_cluster_that_somebody_made_up_is_not_stopped(tmp_path: Path) ->
         )
         is_alive = victim.poll() is None
         victim.kill()
-    assert done.returncode == 1
-    assert "MEDRAY_LOCAL" in done.stderr
+    assert result.returncode == 1
+    assert "MEDRAY_LOCAL" in result.stderr
     assert is_alive
 
 
 @pytest.fixture
 def handler(tmp_path: Path) -> Iterator[replica_setup.AppendHandler]:
-    made = replica_setup.AppendHandler(make_folder(tmp_path / "log", "audit_log") / "audit.log")
-    yield made
-    made.close()
+    audit_handler = replica_setup.AppendHandler(
+        make_folder(tmp_path / "log", "audit_log") / "audit.log"
+    )
+    yield audit_handler
+    audit_handler.close()
 
 
 def line(text: str) -> logging.LogRecord:
@@ -266,10 +268,12 @@ def test_folders_that_are_made_on_the_way_are_closed_to_others_whatever_the_umas
 ) -> None:
     umask = os.umask(0)
     try:
-        made = make_folder(tmp_path / "state" / "medray", "audit_log")
+        state_folder = make_folder(tmp_path / "state" / "medray", "audit_log")
     finally:
         os.umask(umask)
-    assert [stat.S_IMODE(folder.stat().st_mode) for folder in (made, made.parent)] == [0o700, 0o700]
+    assert [
+        stat.S_IMODE(folder.stat().st_mode) for folder in (state_folder, state_folder.parent)
+    ] == [0o700, 0o700]
 
 
 def test_the_audit_log_is_this_users_alone_and_only_grows(
@@ -398,8 +402,8 @@ def test_serve_on_a_shared_cluster_leaves_what_is_served_there_as_it_is(
         assert read(f"http://127.0.0.1:{port}/") == "theirs"
     finally:
         end_serve()
-    (written,) = log.read_text().splitlines()
-    assert json.loads(written[written.index("{") :])["release"] == "cancer@1"
+    (line_of_log,) = log.read_text().splitlines()
+    assert json.loads(line_of_log[line_of_log.index("{") :])["release"] == "cancer@1"
     assert (mode(log), mode(log.parent)) == (0o600, 0o700)
 
 

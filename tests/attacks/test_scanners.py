@@ -69,8 +69,8 @@ SCANNERS: dict[str, Callable[[str], object]] = {
 
 
 def text_of(part: str, length: int) -> str:
-    start, repeated = PARTS[part]
-    return (start + repeated * (length // len(repeated) + 1))[:length]
+    start, part_to_repeat = PARTS[part]
+    return (start + part_to_repeat * (length // len(part_to_repeat) + 1))[:length]
 
 
 def seconds(scan: Callable[[str], object], text: str) -> float:
@@ -86,18 +86,18 @@ def test_the_time_of_a_scan_grows_with_the_length_and_no_faster(scanner: str, pa
     256."""
     scan, before = SCANNERS[scanner], 0.0
     for length in (1 << 10, 1 << 14, 1 << 18):
-        taken = seconds(scan, text_of(part, length))
-        assert taken < max(0.05, 50 * before), (
-            f"{length} characters took {taken:.3f} s, a sixteenth of them {before:.3f} s"
+        duration = seconds(scan, text_of(part, length))
+        assert duration < max(0.05, 50 * before), (
+            f"{length} characters took {duration:.3f} s, a sixteenth of them {before:.3f} s"
         )
-        before = taken
+        before = duration
     assert before < 3
 
 
 def test_places_of_many_mentions_among_many_masks_are_found_in_a_moment() -> None:
-    masked = identifiers.mask("Tumor +4912345678 " * 10_000)
+    masked_text = identifiers.mask("Tumor +4912345678 " * 10_000)
     start = time.thread_time()
-    places = [masked.original(at, at + 5) for at in range(0, 14 * 10_000, 14)]
+    places = [masked_text.original(at, at + 5) for at in range(0, 14 * 10_000, 14)]
     assert time.thread_time() - start < 1
     assert places[-1] == (18 * 9_999, 18 * 9_999 + 5)
 
@@ -108,9 +108,9 @@ def test_others_are_answered_while_a_long_text_is_masked() -> None:
         masking = asyncio.create_task(notes.mask(ClassifyRequest(text=text_of("records", 4 << 20))))
         longest = 0.0
         while not masking.done():
-            asked = time.monotonic()
+            start_of_request = time.monotonic()
             await asyncio.sleep(0.001)
-            longest = max(longest, time.monotonic() - asked)
+            longest = max(longest, time.monotonic() - start_of_request)
         assert (await masking).masked[0].counts.keys() == {"record"}
         return longest, time.monotonic() - start
 

@@ -39,10 +39,10 @@ GITHUB, HUB = (
     "ghp_" + "abcdefghijklmnopqrstuvwxyz0123456789",
     "hf_" + "abcdefghijklmnopqrstuvwxyz012345",
 )
-SIGNED = "https://h.example/x.csv?X-Amz-Algorithm=A&X-Amz-Credential=AKIDCANARY%2Fx&X-Amz-Signature=5ecre7&X-Amz-Date="
+SIGNED_URL = "https://h.example/x.csv?X-Amz-Algorithm=A&X-Amz-Credential=AKIDCANARY%2Fx&X-Amz-Signature=5ecre7&X-Amz-Date="
 PATH, TRACKING = "data.format.path", "mlflow.tracking_uri"
 # What is given, what of it is secret, and what may be shown.
-HELD = [
+STUDIES_WITH_SECRETS = [
     pytest.param(PATH, f"/shared/{HUB}", HUB, "/shared/***", id="H9.0 token of Hugging Face"),
     pytest.param(
         PATH,
@@ -87,7 +87,7 @@ HELD = [
         id="H9.4 password with @",
     ),
     pytest.param(
-        PATH, f"{SIGNED}1", "5ecre7", "https://h.example/x.csv?***", id="H9.5 signed for S3"
+        PATH, f"{SIGNED_URL}1", "5ecre7", "https://h.example/x.csv?***", id="H9.5 signed for S3"
     ),
     pytest.param(
         PATH,
@@ -142,26 +142,26 @@ OPEN = [
 ]
 
 
-@pytest.mark.parametrize(("setting", "value", "secret", "shown"), HELD)
+@pytest.mark.parametrize(("setting", "value", "secret", "output"), STUDIES_WITH_SECRETS)
 def test_a_study_that_holds_a_secret_is_not_sent_and_what_is_written_of_it_has_none(
-    setting: str, value: str, secret: str, shown: str, tmp_path: Path
+    setting: str, value: str, secret: str, output: str, tmp_path: Path
 ) -> None:
     study = tiny.study(tmp_path, f"{setting}={value}")
     with pytest.raises(
         ConfigError, match=rf"{setting}: holds what looks like a key or password \("
-    ) as caught:
+    ) as error:
         jobs.stage(study, tmp_path, jobs.Parcel())
-    assert "${env:NAME}" in str(caught.value)
-    assert secret not in str(caught.value)
+    assert "${env:NAME}" in str(error.value)
+    assert secret not in str(error.value)
     assert not (tmp_path / jobs.STUDY).exists()
     assert (
         yaml.safe_load(dump_settings(study))[setting.split(".")[0]]
         == public_settings(study)[setting.split(".")[0]]
     )
     run = Run.start(study)
-    assert (redact(value), redact(shown)) == (shown, shown)
-    assert shown in (written := (run.folder / "study.yaml").read_text())
-    assert secret not in written
+    assert (redact(value), redact(output)) == (output, output)
+    assert output in (study_text := (run.folder / "study.yaml").read_text())
+    assert secret not in study_text
     assert secret not in repr(run)
 
 
@@ -219,17 +219,19 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
     class Site(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            sent = self.headers.get("Authorization", "")
-            asked.append((self.headers["Host"], self.path, sent))
-            allowed = sent == f"Basic {b64encode(b'user:p@ss/w').decode()}" or "sig=" in self.path
+            header = self.headers.get("Authorization", "")
+            requests.append((self.headers["Host"], self.path, header))
+            is_allowed = (
+                header == f"Basic {b64encode(b'user:p@ss/w').decode()}" or "sig=" in self.path
+            )
             if self.path.startswith("/moved/"):
                 self.send_response(302)
                 self.send_header(
                     "Location", f"http://localhost:{self.server.server_port}/rows.jsonl?sig=open"
                 )  # type: ignore[attr-defined]
             else:
-                self.send_response(200 if allowed else 401)
-            body = rows if allowed else b""
+                self.send_response(200 if is_allowed else 401)
+            body = rows if is_allowed else b""
             self.send_header("ETag", "one")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -237,9 +239,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
         def log_message(self, *arguments: Any) -> None: ...
 
-    asked: list[tuple[str, str, str]] = []
+    requests: list[tuple[str, str, str]] = []
     rows = tiny.abstracts(tmp_path).read_bytes()
-    monkeypatch.setattr(sys.modules[__name__], "ASKED", asked)
+    monkeypatch.setattr(sys.modules[__name__], "REQUESTS", requests)
     monkeypatch.setenv("MEDRAY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site)
@@ -251,7 +253,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.server_close()
 
 
-ASKED: list[tuple[str, str, str]] = []
+REQUESTS: list[tuple[str, str, str]] = []
 
 
 def test_a_secret_that_is_named_is_put_in_where_the_data_is_read(
@@ -261,24 +263,24 @@ def test_a_secret_that_is_named_is_put_in_where_the_data_is_read(
     monkeypatch.setenv("PASSWORD", "p@ss/w")
     monkeypatch.setenv("WHOLE", f"http://{site}/rows.jsonl?sig=one")
     monkeypatch.setenv("HERE", str(tmp_path / "rows.jsonl"))
-    named = [
+    named_files = [
         f"http://user:${{env:PASSWORD}}@{site}/rows.jsonl",
         f"http://user:${{file:{tmp_path / 'key'}}}@{site}/rows.jsonl",
         "${env:WHOLE}",
         f"http://{site}/rows.jsonl?sig=another",
     ]
-    places = {remote.pull(address) for address in named}
+    places = {remote.pull(address) for address in named_files}
     assert len(places) == 1  # nothing is pulled anew for another password or signature
     assert remote.pull("${env:HERE}") == tmp_path / "rows.jsonl"
-    study = tiny.study(tmp_path, f"{PATH}={named[0]}")
+    study = tiny.study(tmp_path, f"{PATH}={named_files[0]}")
     preflight.check(study)
     jobs.stage(study, tmp_path, jobs.Parcel())
-    assert named[0] in (tmp_path / jobs.STUDY).read_text()
+    assert named_files[0] in (tmp_path / jobs.STUDY).read_text()
 
 
 def test_a_password_goes_to_its_own_host_alone(site: str) -> None:
     remote.pull(f"http://user:p%40ss%2Fw@{site}/moved/rows.jsonl")
-    (first, second) = ASKED
+    (first, second) = REQUESTS
     assert first[2].startswith("Basic ")
     assert second == (f"localhost:{site.split(':')[1]}", "/rows.jsonl?sig=open", "")
 
@@ -299,10 +301,10 @@ def test_no_error_about_an_address_repeats_what_is_secret_in_it(
         "s3://[name:hunter2canary@h/x.csv",
         "gs://hunter2:hunter2canary@bucket:x/y",
     ):
-        with pytest.raises((ConfigError, DataError)) as caught:
+        with pytest.raises((ConfigError, DataError)) as error:
             remote.pull(address)
-        assert "hunter2canary" not in str(caught.value), address
-        assert caught.value.__cause__ is None or "hunter2canary" not in str(caught.value.__cause__)
+        assert "hunter2canary" not in str(error.value), address
+        assert error.value.__cause__ is None or "hunter2canary" not in str(error.value.__cause__)
 
 
 @pytest.mark.parametrize(
@@ -363,9 +365,9 @@ def test_a_prompt_or_base_that_a_trial_would_be_given_without_its_secret_is_refu
     with pytest.raises(
         ConfigError,
         match=r"task\.prompt: holds what looks like a key or password \(a signature or token\)",
-    ) as caught:
+    ) as error:
         preflight.check(study)
-    assert "5ecre7" not in str(caught.value)
+    assert "5ecre7" not in str(error.value)
 
 
 # Runs
@@ -374,15 +376,15 @@ def test_a_prompt_or_base_that_a_trial_would_be_given_without_its_secret_is_refu
 def test_a_renewed_signature_or_another_way_to_give_it_goes_on_with_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ADDRESS", f"{SIGNED}3&X-Amz-Security-Token=t")
-    study = tiny.study(tmp_path, f"{PATH}={SIGNED}1")
+    monkeypatch.setenv("ADDRESS", f"{SIGNED_URL}3&X-Amz-Security-Token=t")
+    study = tiny.study(tmp_path, f"{PATH}={SIGNED_URL}1")
     run = Run.start(study)
-    kept = (run.folder / "study.yaml").read_text()
-    for again in (f"{SIGNED}2", "${env:ADDRESS}", f"{SIGNED}1"):
-        resumed = Run.resume(tiny.study(tmp_path, f"{PATH}={again}"))
-        assert resumed == run
-        assert resumed.settings().data.format.model_dump()["path"] == again
-    assert (run.folder / "study.yaml").read_text() == kept
+    stored_study = (run.folder / "study.yaml").read_text()
+    for again in (f"{SIGNED_URL}2", "${env:ADDRESS}", f"{SIGNED_URL}1"):
+        run_again = Run.resume(tiny.study(tmp_path, f"{PATH}={again}"))
+        assert run_again == run
+        assert run_again.settings().data.format.model_dump()["path"] == again
+    assert (run.folder / "study.yaml").read_text() == stored_study
     with pytest.raises(
         ConfigError,
         match=(
@@ -390,7 +392,7 @@ def test_a_renewed_signature_or_another_way_to_give_it_goes_on_with_the_run(
             r"'https://h.example/y.csv"
         ),
     ):
-        Run.resume(tiny.study(tmp_path, f"{PATH}={SIGNED.replace('x.csv', 'y.csv')}1"))
+        Run.resume(tiny.study(tmp_path, f"{PATH}={SIGNED_URL.replace('x.csv', 'y.csv')}1"))
     for before, after in (
         ("https://h/x.csv?id=3&sig=a", "https://h/x.csv?id=4&sig=a"),
         ("s3://u:a@bucket/x", "s3://u:a@other/x"),
@@ -399,23 +401,25 @@ def test_a_renewed_signature_or_another_way_to_give_it_goes_on_with_the_run(
         assert addresses.comparable(before) != addresses.comparable(after)
     # What an earlier medray wrote with its secret is read, goes on, and has none from then on.
     (run.folder / "study.yaml").write_text(
-        kept.replace("x.csv?***", f"x.csv{SIGNED.partition('x.csv')[2]}9")
+        stored_study.replace("x.csv?***", f"x.csv{SIGNED_URL.partition('x.csv')[2]}9")
     )
     changes.check(Run(run.folder).settings(), study, "here")
     Run.resume(study)
-    assert (run.folder / "study.yaml").read_text() == kept
+    assert (run.folder / "study.yaml").read_text() == stored_study
 
 
 def test_the_report_of_a_run_that_an_earlier_medray_wrote_has_no_secret(tmp_path: Path) -> None:
     run = run_files.run(tmp_path)
     settings = run.folder / "study.yaml"
     raw = yaml.safe_load(settings.read_text())
-    raw["data"]["format"]["path"] = f"{SIGNED}1"
+    raw["data"]["format"]["path"] = f"{SIGNED_URL}1"
     settings.write_text(yaml.safe_dump(raw))
     data = gather(Run(run.folder))
     assert "5ecre7" in settings.read_text()
-    assert "https://h.example/x.csv?***" in (shown := html_report.render(html_report.compose(data)))
-    assert "5ecre7" not in shown
+    assert "https://h.example/x.csv?***" in (
+        output := html_report.render(html_report.compose(data))
+    )
+    assert "5ecre7" not in output
 
 
 def test_a_batch_run_keeps_its_input_without_a_secret() -> None:
@@ -442,10 +446,10 @@ def test_errors_hold_no_secret_in_any_process(tmp_path: Path) -> None:
     err = pickle.loads(pickle.dumps(ArtifactError("https://user:hunter2pw@h/x: cannot be opened")))
     assert str(err) == "https://user:***@h/x: cannot be opened"
     long = "https://user:hunter2pw" + "x" * 100 + "@h"  # shown in part, which ends before the @
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error:
         tiny.study(tmp_path, f"seed={long}")
-    assert "hunter2pw" not in str(caught.value)
-    assert "seed: " in str(caught.value)
+    assert "hunter2pw" not in str(error.value)
+    assert "seed: " in str(error.value)
 
 
 # What is printed, exported and handed to Ray
@@ -479,11 +483,11 @@ def test_commands_print_no_secret(
         ),
         (1, ["study", "study.yaml", "seed=http://admin:hunter2pw@h"]),
     ):
-        found = cli.main(command)
-        shown = capsys.readouterr()
-        assert found == status, (command, shown.err)
-        assert "5ecre7canary" not in shown.out + shown.err, command
-        assert "hunter2pw" not in shown.out + shown.err, command
+        exit_status = cli.main(command)
+        output = capsys.readouterr()
+        assert exit_status == status, (command, output.err)
+        assert "5ecre7canary" not in output.out + output.err, command
+        assert "hunter2pw" not in output.out + output.err, command
     logging.getLogger("urllib3").warning("connecting to %s", f"http://{site}/x?sig=5ecre7canary")
     assert capsys.readouterr().err == f"connecting to http://{site}/x?***\n"
 
@@ -496,32 +500,32 @@ def test_a_traceback_has_no_secret(
 
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr("medray.cli.study.load", fail)
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(RuntimeError) as error:
         cli.main(["study", "study.yaml"])
-    sys.excepthook(caught.type, caught.value, caught.tb)
-    shown = capsys.readouterr().err
-    assert shown.startswith("Traceback")
-    assert shown.endswith("RuntimeError: https://user:***@h/x is not what was expected\n")
+    sys.excepthook(error.type, error.value, error.tb)
+    output = capsys.readouterr().err
+    assert output.startswith("Traceback")
+    assert output.endswith("RuntimeError: https://user:***@h/x is not what was expected\n")
 
 
 def test_mlflow_is_asked_with_its_password_and_its_failure_is_told_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Refused(Exception): ...
+    class RefusedError(Exception): ...
 
     class Client:
         def __init__(self, tracking_uri: str, registry_uri: str) -> None:
-            asked.append((tracking_uri, registry_uri))
+            requests.append((tracking_uri, registry_uri))
 
         def get_experiment_by_name(self, name: str) -> None:
-            raise Refused(
-                f"API request to {asked[-1][0]}/api failed for admin, hunter2pw: no answer"
+            raise RefusedError(
+                f"API request to {requests[-1][0]}/api failed for admin, hunter2pw: no answer"
             )
 
-    asked: list[tuple[str, str]] = []
+    requests: list[tuple[str, str]] = []
     root, exceptions = ModuleType("mlflow"), ModuleType("mlflow.exceptions")
     root.__spec__ = sys.modules["json"].__spec__
-    root.MlflowClient, exceptions.MlflowException = Client, Refused  # type: ignore[attr-defined]
+    root.MlflowClient, exceptions.MlflowException = Client, RefusedError  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "mlflow", root)
     monkeypatch.setitem(sys.modules, "mlflow.exceptions", exceptions)
     monkeypatch.setenv("MLFLOW_PW", "hunter2pw")
@@ -529,11 +533,11 @@ def test_mlflow_is_asked_with_its_password_and_its_failure_is_told_without(
     for uri in ("http://admin:hunter2pw@127.0.0.1:1", "http://admin:${env:MLFLOW_PW}@127.0.0.1:1"):
         with pytest.raises(
             ArtifactError, match=r"MLflow at http://admin:.*: API request to"
-        ) as caught:
+        ) as error:
             mlflow.log(data, uri, mark="m", files=[], release=None)
-        assert "hunter2pw" not in str(caught.value)
-        assert caught.value.__cause__ is None
-    assert asked == [("http://admin:hunter2pw@127.0.0.1:1",) * 2] * 2
+        assert "hunter2pw" not in str(error.value)
+        assert error.value.__cause__ is None
+    assert requests == [("http://admin:hunter2pw@127.0.0.1:1",) * 2] * 2
 
 
 def test_a_secret_of_the_environment_is_not_handed_to_ray(
@@ -585,13 +589,13 @@ def test_a_whole_study_leaves_no_secret_in_runs_releases_caches_logs_of_ray_or_o
         )
 
     try:
-        done = study()
-        assert done.returncode == 0, done.stderr
-        assert "published: tiny@1" in done.stdout
+        outcome = study()
+        assert outcome.returncode == 0, outcome.stderr
+        assert "published: tiny@1" in outcome.stdout
         assert (
             "data.format.path: contains a signature or token, which is used but not stored, so "
             "--resume needs it again"
-        ) in done.stderr
+        ) in outcome.stderr
         (run,) = (tmp_path / "runs" / "tiny").iterdir()
         assert f"http://{site}/rows.jsonl?***" in (run / "study.yaml").read_text()
         for settings in (tmp_path / "runs").rglob("manifest.json"):
@@ -610,7 +614,7 @@ def test_a_whole_study_leaves_no_secret_in_runs_releases_caches_logs_of_ray_or_o
             f"http://{site}/rows.jsonl?***: was stored without its secret (***); give the "
             "whole address again"
         ) in again.stderr
-        found = [
+        leaks = [
             f"{path}: {canary}"
             for root in (tmp_path, rays)
             for path in root.rglob("*")
@@ -618,11 +622,11 @@ def test_a_whole_study_leaves_no_secret_in_runs_releases_caches_logs_of_ray_or_o
             for canary in ("SIGNATURECANARY", *CANARIES.values())
             if canary.encode() in path.read_bytes()
         ]
-        assert found == []
+        assert leaks == []
         assert not [
             canary
             for canary in ("SIGNATURECANARY", *CANARIES.values())
-            if canary in done.stdout + done.stderr + again.stderr
+            if canary in outcome.stdout + outcome.stderr + again.stderr
         ]
     finally:
         shutil.rmtree(rays, ignore_errors=True)

@@ -176,16 +176,16 @@ def test_a_replica_keeps_what_is_signed_and_says_why_until_the_next_version_is_s
     options = AppOptions(
         releases=("cancer@best",), storage_path=str(root), require_signature=str(keys[1])
     )
-    loaded = []
+    opened_releases = []
 
-    class Shared:
+    class FakeVllmModels:
         def open(self, release: Any) -> Any:
-            loaded.append(release.reference)
+            opened_releases.append(release.reference)
             version = release.record.version
-            return SimpleNamespace(version=version, loaded=SimpleNamespace(version=version))
+            return SimpleNamespace(version=version, release=SimpleNamespace(version=version))
 
     replica: Any = SimpleNamespace(
-        options=options, shared=Shared(), gauge=SimpleNamespace(set=lambda *of: None)
+        options=options, vllm_models=FakeVllmModels(), gauge=SimpleNamespace(set=lambda *of: None)
     )
     following = Follower(
         registry,
@@ -196,11 +196,19 @@ def test_a_replica_keeps_what_is_signed_and_says_why_until_the_next_version_is_s
     )
     registry.point("cancer", "best", 2)
     following.step()
-    assert (following.model.version, following.error_version, loaded) == (1, 2, ["cancer@1"])
+    assert (following.model.version, following.error_version, opened_releases) == (
+        1,
+        2,
+        ["cancer@1"],
+    )
     assert "cancer@2: is not signed by the key of" in str(following.error)
     registry.sign(registry.resolve("cancer@2"), keys[0])
     following.step()
-    assert (following.model.version, following.error, loaded) == (2, None, ["cancer@1", "cancer@2"])
+    assert (following.model.version, following.error, opened_releases) == (
+        2,
+        None,
+        ["cancer@1", "cancer@2"],
+    )
 
 
 def test_an_application_is_not_started_with_an_unsigned_release(
@@ -224,10 +232,10 @@ def test_an_application_is_not_started_with_an_unsigned_release(
 def test_serve_passes_the_key_on_as_a_path_that_every_process_can_open(
     root: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[AppOptions] = []
+    options_of_calls: list[AppOptions] = []
 
     def serving(options: AppOptions, **more: Any) -> Any:
-        asked.append(options)
+        options_of_calls.append(options)
         raise ConfigError("seen")
 
     monkeypatch.setattr(app, "serving", serving)
@@ -245,7 +253,7 @@ def test_serve_passes_the_key_on_as_a_path_that_every_process_can_open(
         )
         == 1
     )
-    assert [options.require_signature for options in asked] == [str(keys[1])]
+    assert [options.require_signature for options in options_of_calls] == [str(keys[1])]
 
 
 def test_signing_again_keeps_a_valid_signature_and_replaces_a_broken_one(
@@ -267,12 +275,12 @@ def test_a_key_of_another_kind_is_one_sentence(
     registry = Registry(str(root))
     release = registry.resolve("cancer@1")
     rsa_private, rsa_public = write_key(tmp_path, "rsa", rsa.generate_private_key(65537, 2048))
-    locked, _ = write_key(tmp_path, "locked", password=b"secret")
+    locked_key, _ = write_key(tmp_path, "locked", password=b"secret")
     curve, curve_public = write_key(tmp_path, "curve", ec.generate_private_key(ec.SECP256K1()))
     (tmp_path / "empty").write_bytes(b"")
     for private in (
         rsa_private,
-        locked,
+        locked_key,
         curve,
         keys[1],
         tmp_path / "empty",

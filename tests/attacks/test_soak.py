@@ -77,7 +77,7 @@ BAD = {
 }
 
 
-def attack(port: int, stop: threading.Event, sent: Counter[str], seed: int) -> None:
+def attack(port: int, stop: threading.Event, num_sent: Counter[str], seed: int) -> None:
     chance = random.Random(seed)
     while not stop.is_set():
         name = chance.choice(list(BAD))
@@ -88,41 +88,49 @@ def attack(port: int, stop: threading.Event, sent: Counter[str], seed: int) -> N
             connection.settimeout(chance.random() * 3 + 0.1)
             connection.sendall(BAD[name])
             answer = connection.recv(200)
-            sent[f"{name}: {answer.split(b' ')[1].decode() if b' ' in answer else 'closed'}"] += 1
+            num_sent[
+                f"{name}: {answer.split(b' ')[1].decode() if b' ' in answer else 'closed'}"
+            ] += 1
         time.sleep(chance.random() * 0.3)
 
 
 def memory() -> dict[str, float]:
     """MiB by the name of the process, of what serves."""
-    found: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
     for pid, name in processes().items():
         if name.startswith(SERVING):
             with contextlib.suppress(psutil.Error):
-                found[name.split(".")[0]] += psutil.Process(pid).memory_full_info().uss / 2**20
-    return dict(found)
+                sizes[name.split(".")[0]] += psutil.Process(pid).memory_full_info().uss / 2**20
+    return dict(sizes)
 
 
 @pytest.fixture
-def soaked(cluster: Cluster, tmp_path: Path) -> Iterator[Served]:
+def soak_service(cluster: Cluster, tmp_path: Path) -> Iterator[Served]:
     with serving(tmp_path) as session:
         yield session
 
 
-def test_no_good_request_fails_beside_attacks_promotions_and_kills(soaked: Served) -> None:
-    stop, sent, versions = threading.Event(), Counter[str](), itertools.cycle([2, 3, 5, 1])
+def test_no_good_request_fails_beside_attacks_promotions_and_kills(soak_service: Served) -> None:
+    stop, num_sent, versions = threading.Event(), Counter[str](), itertools.cycle([2, 3, 5, 1])
     attackers = [
-        threading.Thread(target=attack, args=(soaked.port, stop, sent, number), daemon=True)
+        threading.Thread(
+            target=attack, args=(soak_service.port, stop, num_sent, number), daemon=True
+        )
         for number in range(4)
     ]
     num_promoted = num_killed = 0
-    with load.running(soaked.port, GOOD, TOKEN, clients=2) as outcome:
+    with load.running(soak_service.port, GOOD, TOKEN, clients=2) as outcome:
         for attacker in attackers:
             attacker.start()
         time.sleep(min(60, SECONDS / 4))  # until everything has been used once
         start, before = time.monotonic(), memory()
         while time.monotonic() < start + SECONDS:
             promotion.promote(
-                soaked.registry, f"cancer@{next(versions)}", "best", soaked.client, timeout_s=180
+                soak_service.registry,
+                f"cancer@{next(versions)}",
+                "best",
+                soak_service.client,
+                timeout_s=180,
             )
             num_promoted += 1
             time.sleep(min(10, SECONDS / 20))
@@ -139,7 +147,7 @@ def test_no_good_request_fails_beside_attacks_promotions_and_kills(soaked: Serve
     for attacker in attackers:
         attacker.join(timeout=30)
     print(f"{num_promoted} promotions, {num_killed} replicas killed; good requests: {outcome}")
-    print(f"bad requests: {dict(sorted(sent.items()))}")
+    print(f"bad requests: {dict(sorted(num_sent.items()))}")
     print(f"MiB at start {before}, at the end {after}")
     assert outcome.num_failed == 0, outcome.wrong[:5]
     assert outcome.num_sent > SECONDS

@@ -28,7 +28,7 @@ from medray.storage import checkpoint, files
 from medray.storage.object_store import ObjectStore
 from medray.storage.store import LocalStore
 
-BROKEN = {
+BROKEN_FILES = {
     "empty": b"",
     "half": b'{"schema_version":1,',
     "array": b"[]",
@@ -92,9 +92,9 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
     logging.basicConfig(
         handlers=[logging.NullHandler()], force=True
     )  # the stream that is captured here is closed later
-    shown = capsys.readouterr()
-    assert "Traceback" not in shown.err
-    return status, shown.out, shown.err
+    output = capsys.readouterr()
+    assert "Traceback" not in output.err
+    return status, output.out, output.err
 
 
 @pytest.mark.parametrize(
@@ -139,11 +139,11 @@ def test_any_change_of_a_record_is_seen_through_its_alias_and_by_verify(root: Pa
 def test_swapped_labels_are_refused_though_every_hash_was_rewritten(root: Path) -> None:
     swap_labels(root)
     rehash(root)
-    for reference, said in (
+    for reference, message in (
         ("cancer@best", "record of cancer@1 changed"),
         ("cancer@1", "has labels other, cancer, and its record cancer, other"),
     ):
-        with pytest.raises(ArtifactError, match=said):
+        with pytest.raises(ArtifactError, match=message):
             Registry(str(root)).resolve(reference).load()
 
 
@@ -162,7 +162,7 @@ def test_promotion_and_rollback_bind_no_record_that_was_changed_meanwhile(root: 
         promotion.rollback(registry, "cancer", "best", None, timeout_s=1)
     assert tiny.aliases(registry, "cancer")["best"] == 2
 
-    def opened(release: Any) -> str:
+    def open_labels(release: Any) -> str:
         if release.record.version == 2:
             raise ArtifactError("broken")
         return "model 1"
@@ -170,10 +170,10 @@ def test_promotion_and_rollback_bind_no_record_that_was_changed_meanwhile(root: 
     with pytest.raises(
         ArtifactError, match="cancer@2 cannot be loaded"
     ):  # a new replica falls back to no changed record either
-        Follower(registry, "cancer@best", opened, every_s=1, retry_s=1)
+        Follower(registry, "cancer@best", open_labels, every_s=1, retry_s=1)
 
 
-@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("content", BROKEN_FILES.values(), ids=BROKEN_FILES)
 @pytest.mark.parametrize("where", ["releases/cancer/1.json", "releases/cancer/aliases/next/1.json"])
 def test_a_broken_file_is_one_sentence_that_names_it_and_all_others_go_on(
     root: Path, capsys: pytest.CaptureFixture[str], where: str, content: bytes
@@ -210,13 +210,13 @@ def test_a_version_and_a_move_of_long_ago_that_cannot_be_read_stop_nobody(
         registry.point("cancer", "best", version)
     registry.point("cancer", "best", 2)
     registry.point("cancer", "best", 3)
-    for broken in ("1.json", "aliases/best/1.json"):
-        (root / "releases" / "cancer" / broken).write_bytes(b"")
-    found = registry.find(
+    for broken_path in ("1.json", "aliases/best/1.json"):
+        (root / "releases" / "cancer" / broken_path).write_bytes(b"")
+    newest = registry.find(
         "cancer", tiny.checkpoint(), CalibrationRecord()
     )  # as a study asks before it publishes its winner
-    assert found is not None
-    assert found.record.version == 2
+    assert newest is not None
+    assert newest.record.version == 2
 
     def open_release(release: Release) -> int:
         if release.record.version == 3:
@@ -263,7 +263,7 @@ def test_a_rollback_does_not_go_on_while_the_store_does_not_answer(
     assert promotion.rollback(registry, "cancer", "best", None, timeout_s=1) == "cancer@2"
 
 
-@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("content", BROKEN_FILES.values(), ids=BROKEN_FILES)
 def test_a_broken_manifest_that_its_record_vouches_for_is_one_sentence(
     root: Path, content: bytes
 ) -> None:
@@ -446,10 +446,10 @@ def test_several_who_mend_one_copy_at_once_do_not_disturb_each_other(root: Path)
         for _ in range(20):
             _tell_lies(files_of(root))
             _lose(files_of(root))
-            for done in [
+            for mending in [
                 publishers.submit(store.put_folder, name, tiny.checkpoint()) for _ in range(4)
             ]:
-                done.result()
+                mending.result()
             assert files.hash_folder(files_of(root)) == files.hash_folder(tiny.checkpoint())
 
 
@@ -515,9 +515,9 @@ def test_a_stray_whose_name_is_no_text_is_told(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     os.mkdir(os.fsencode(root / "releases") + b"/caf\xe9")
-    status, told, _ = run(capsys, "verify", "--repair", "--storage-path", root)
+    status, output_text, _ = run(capsys, "verify", "--repair", "--storage-path", root)
     assert status == 0
-    assert "releases/caf\\udce9: belongs to no release" in told
+    assert "releases/caf\\udce9: belongs to no release" in output_text
 
 
 def test_a_file_where_a_folder_must_be_is_one_sentence(
@@ -532,9 +532,9 @@ def test_a_file_where_a_folder_must_be_is_one_sentence(
         ["export", "cancer", tmp_path / "file" / "below", "--storage-path", root],
         ["export", "cancer", tmp_path / "link", "--storage-path", root],
     ):
-        status, _, said = run(capsys, *arguments)
+        status, _, message = run(capsys, *arguments)
         assert status == 1
-        assert "cannot be written: " in said
+        assert "cannot be written: " in message
 
 
 def test_what_another_process_takes_away_meanwhile_stops_no_look_at_a_store(
@@ -545,12 +545,12 @@ def test_what_another_process_takes_away_meanwhile_stops_no_look_at_a_store(
         place.touch()
     look = Path.lstat
 
-    def gone(self: Path) -> os.stat_result:
+    def raise_missing(self: Path) -> os.stat_result:
         if self.name.endswith(".x"):
             self.unlink(missing_ok=True)
         return look(self)
 
-    monkeypatch.setattr(Path, "lstat", gone)
+    monkeypatch.setattr(Path, "lstat", raise_missing)
     assert checkpoint.verify(files_of(root)) == checkpoint.read(files_of(root))
     assert list(repair.examine(Registry(str(root)))) == []
 
@@ -658,12 +658,12 @@ def test_a_bucket_is_mended_and_no_byte_above_its_manifest_is_fetched(
     s3.put(store, f"{name}/metrics.json", b"x" * (1 << 20))
     registry.point("cancer", "best", 1)
     s3.put(store, "releases/cancer/aliases/best/2.json", b"{")
-    fetched: list[str] = []
+    addresses: list[str] = []
     fetch = store.fetch
-    store.fetch = lambda key, path: fetched.append(key) or fetch(key, path)  # type: ignore[method-assign,func-returns-value]
+    store.fetch = lambda key, path: addresses.append(key) or fetch(key, path)  # type: ignore[method-assign,func-returns-value]
     with pytest.raises(ArtifactError, match=r"metrics\.json was changed"):
         release.verify()
-    assert fetched == []
+    assert addresses == []
     assert run(capsys, "releases", "--storage-path", uri)[0] == 1
     assert run(capsys, "verify", "--repair", "--storage-path", uri)[0] == 1
     assert run(capsys, "verify", "--repair", "--yes", "--storage-path", uri)[0] == 0

@@ -28,31 +28,33 @@ class Service:
     def __init__(self, *references: str) -> None:
         self.references = references or ("cancer@best",)
         self.events: list[Event] = []
-        self.asked: list[tuple[str, TextRequest]] = []
-        self.refused: Refusal | None = None
-        self.broken = False
+        self.requests: list[tuple[str, TextRequest]] = []
+        self.refusal: Refusal | None = None
+        self.is_broken = False
 
     async def answer(self, reference: str, request: TextRequest) -> TextResponse | Refusal:
-        self.asked.append((reference, request))
-        if self.broken:
+        self.requests.append((reference, request))
+        if self.is_broken:
             raise ValueError(SECRET)
-        if self.refused:
-            return self.refused
+        if self.refusal:
+            return self.refusal
         if isinstance(request, ChooseRequest):
-            chosen = ChoiceAnswer(
+            choice = ChoiceAnswer(
                 label="no",
                 labels=("no",),
                 confidence=0.75,
                 ranked=("no", "yes"),
                 probabilities={"no": 0.75, "yes": 0.25},
             )
-            return ChooseResponse(release="triage", version=2, predictions=(chosen,))
+            return ChooseResponse(release="triage", version=2, predictions=(choice,))
         if isinstance(request, ExtractRequest):
-            found = (MentionAnswer(start=0, end=6, text="asthma", kind="Disease", confidence=None),)
+            mentions = (
+                MentionAnswer(start=0, end=6, text="asthma", kind="Disease", confidence=None),
+            )
             return ExtractResponse(
                 release="diseases",
                 version=3,
-                predictions=(MentionsAnswer(mentions=found), MentionsAnswer(mentions=())),
+                predictions=(MentionsAnswer(mentions=mentions), MentionsAnswer(mentions=())),
             )
         answer = LabelAnswer(
             label="yes", labels=("yes",), confidence=0.75, probabilities={"no": 0.25, "yes": 0.75}
@@ -61,7 +63,7 @@ class Service:
             release="cancer", version=7, predictions=(answer,) * len(request.inputs or (1,))
         )
 
-    async def talk(self, reference: str, asked: Conversation) -> Events:
+    async def talk(self, reference: str, conversation: Conversation) -> Events:
         yield Refusal(
             400,
             "wrong_route",
@@ -70,7 +72,7 @@ class Service:
         )
 
     async def describe(self, reference: str) -> Description | Refusal:
-        return self.refused or Description("cancer", 7)
+        return self.refusal or Description("cancer", 7)
 
     async def health(self) -> Health:
         report = ReplicaReport(
@@ -170,7 +172,7 @@ def test_a_choice_is_asked_at_its_own_route_and_answered_with_ranks_and_the_disc
         ],
         "disclaimer": DISCLAIMER,
     }
-    assert isinstance(service.asked[0][1], ChooseRequest)
+    assert isinstance(service.requests[0][1], ChooseRequest)
     assert client(service).post("/v1/choose", json={"question": "a"}).status_code == 422
 
 
@@ -208,7 +210,7 @@ def test_the_model_field_names_the_release(model: str, reference: str) -> None:
     assert (
         client(service).post("/v1/classify", json={"text": "a", "model": model}).status_code == 200
     )
-    assert service.asked[0][0] == reference
+    assert service.requests[0][0] == reference
 
 
 @pytest.mark.parametrize(
@@ -254,17 +256,17 @@ def test_no_error_repeats_what_was_sent(caplog: pytest.LogCaptureFixture) -> Non
         answer = http.post("/classify", **body)
         assert answer.status_code == 422
         assert "Jane" not in answer.text
-    service.broken = True
-    failed = http.post("/classify", json={"text": SECRET})
-    assert failed.status_code == 500
-    assert failed.json()["error"]["type"] == "internal_error"
-    assert "Jane" not in failed.text + caplog.text
+    service.is_broken = True
+    failure = http.post("/classify", json={"text": SECRET})
+    assert failure.status_code == 500
+    assert failure.json()["error"]["type"] == "internal_error"
+    assert "Jane" not in failure.text + caplog.text
     assert "ValueError at " in caplog.text
 
 
 def test_a_refusal_keeps_its_status_and_says_when_to_come_back() -> None:
     service = Service()
-    service.refused = Refusal(429, "overloaded", "too many requests are waiting", 3)
+    service.refusal = Refusal(429, "overloaded", "too many requests are waiting", 3)
     answer = client(service).post("/classify", json={"text": "a"})
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "3")
     assert [event.status for event in service.events] == [429]
@@ -273,13 +275,13 @@ def test_a_refusal_keeps_its_status_and_says_when_to_come_back() -> None:
 def test_a_body_over_the_limit_is_refused_declared_or_not() -> None:
     service = Service()
     http = client(service, body_bytes=1000)
-    declared = http.post("/classify", json={"text": "a" * 2000})
-    streamed = http.post(
+    with_length = http.post("/classify", json={"text": "a" * 2000})
+    in_chunks = http.post(
         "/classify",
         content=(b"x" * 100 for _ in range(20)),
         headers={"content-type": "application/json"},
     )
-    for answer in (declared, streamed):
+    for answer in (with_length, in_chunks):
         assert answer.status_code == 413
         assert answer.json()["error"] == {
             "message": "body: it is larger than 1000 bytes; send less",
@@ -288,7 +290,7 @@ def test_a_body_over_the_limit_is_refused_declared_or_not() -> None:
             "code": "body_too_large",
         }
     assert http.post("/classify", json={"text": "a" * 900}).status_code == 200
-    assert len(service.asked) == 1
+    assert len(service.requests) == 1
 
 
 def test_a_load_balancer_may_ask_for_the_head_alone() -> None:
@@ -307,12 +309,12 @@ def test_without_its_token_nobody_asks_and_health_tells_the_status_alone() -> No
         {"authorization": "Basic right"},
         {"x-api-key": ""},
     ):
-        refused = http.post("/classify", json={"text": "a"}, headers=headers)
-        assert refused.status_code == 401
-        assert refused.json()["error"]["type"] == "unauthorized"
+        response = http.post("/classify", json={"text": "a"}, headers=headers)
+        assert response.status_code == 401
+        assert response.json()["error"]["type"] == "unauthorized"
         assert http.get("/docs", headers=headers).status_code == 401
         assert http.get("/healthz", headers=headers).json() == {"status": "degraded"}
-    assert not service.asked
+    assert not service.requests
     for headers in (
         {"authorization": "Bearer right"},
         {"authorization": "bearer other"},

@@ -54,13 +54,13 @@ def test_serve_answers_follows_a_promotion_and_ends_cleanly_at_ctrl_c(storage: P
         end = time.monotonic() + 90
         while True:
             try:
-                found = client.classify(["tumour in the lung", "fever"])
+                response = client.classify(["tumour in the lung", "fever"])
                 break
             except ServingError:
                 assert process.poll() is None
                 assert time.monotonic() < end
                 time.sleep(0.5)
-        assert (found.release, found.version, len(found.predictions)) == ("cancer", 1, 2)
+        assert (response.release, response.version, len(response.predictions)) == ("cancer", 1, 2)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/docs") as page:
             assert page.status == 200
         Registry(str(storage)).publish(
@@ -76,17 +76,17 @@ def test_serve_answers_follows_a_promotion_and_ends_cleanly_at_ctrl_c(storage: P
             "--storage-path",
             str(storage),
         ]
-        done = subprocess.run(
+        result = subprocess.run(
             job, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=90
         )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.strip() == "cancer@2 is cancer@best, and every replica serves it"
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.strip() == "cancer@2 is cancer@best, and every replica serves it"
         assert client.classify(["fever"]).version == 2
     finally:
         process.send_signal(signal.SIGINT)
-        shown, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert f"curl http://127.0.0.1:{port}/v1/classify" in shown
+    assert f"curl http://127.0.0.1:{port}/v1/classify" in output
     with pytest.raises(ServingError, match="does not answer"):
         client.models()
 

@@ -23,7 +23,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
         for disease, sign in (("cancer", "tumour"), ("flu", "infection"))
     ]
     table.write_text("\n".join(["Disease,Symptom_1,Symptom_2,Symptom_3", *rows]) + "\n")
-    trained = tiny.trial(
+    trial = tiny.trial(
         tiny.study(
             place,
             f"data={{format: {{name: symptom_table, path: {table}}}, near_duplicate: 1.0}}",
@@ -32,26 +32,28 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
         ),
         place,
     )
-    return Registry(str(place / "runs")).publish(trained.run().checkpoint, "symptoms")
+    return Registry(str(place / "runs")).publish(trial.run().checkpoint, "symptoms")
 
 
 def test_a_card_tells_task_path_form_vocabulary_labels_and_figures(release: Release) -> None:
-    found = cards.card(release)
-    assert (found.release, found.version, found.task, found.path) == (
+    served_card = cards.card(release)
+    assert (served_card.release, served_card.version, served_card.task, served_card.path) == (
         "symptoms",
         1,
         "classification",
         "/v1/classify",
     )
-    assert found.labels == ("cancer", "flu")
-    assert found.form.parts == (("Patient presents with: ", "symptoms"),)
-    assert [(field.name, field.kind) for field in found.form.fields] == [("symptoms", "terms")]
-    assert {"fever", "infection", "stage 3", "tumour"} < set(found.terms)
-    assert any(figure.validation is not None for figure in found.figures)
-    assert found.sentences == (
+    assert served_card.labels == ("cancer", "flu")
+    assert served_card.form.parts == (("Patient presents with: ", "symptoms"),)
+    assert [(field.name, field.kind) for field in served_card.form.fields] == [
+        ("symptoms", "terms")
+    ]
+    assert {"fever", "infection", "stage 3", "tumour"} < set(served_card.terms)
+    assert any(figure.validation is not None for figure in served_card.figures)
+    assert served_card.sentences == (
         "The test labels are unopened. These are the validation metrics of the selection.",
     )
-    assert release.record.content_id in found.origin["checkpoint"]
+    assert release.record.content_id in served_card.origin["checkpoint"]
 
 
 def test_what_was_trained_elsewhere_is_asked_with_a_plain_text(release: Release) -> None:
@@ -67,9 +69,9 @@ def test_what_was_trained_elsewhere_is_asked_with_a_plain_text(release: Release)
 def test_a_checkpoint_keeps_what_lengths_and_languages_its_data_had(
     release: Release, tmp_path: Path
 ) -> None:
-    kept = cards.audit(release.folder())
-    assert kept["words"] == {"p1": 7, "p99": 7}
-    assert sum(kept["languages"].values()) == 24
+    audit = cards.audit(release.folder())
+    assert audit["words"] == {"p1": 7, "p99": 7}
+    assert sum(audit["languages"].values()) == 24
     assert cards.audit(tmp_path) == {}
     (tmp_path / "audit.json").write_text(json.dumps([1]))
     assert cards.audit(tmp_path) == {}

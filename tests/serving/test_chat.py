@@ -44,56 +44,64 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
 @pytest.fixture(scope="module")
 def chat(release: Release) -> Iterator[ChatModel]:
     with ThreadPoolExecutor(1) as thread:
-        found = open_model(
+        model = open_model(
             release, AppOptions(releases=("adviser",), **OPTIONS), thread, device="cpu"
         )
-        assert isinstance(found, ChatModel)
-        yield found
+        assert isinstance(model, ChatModel)
+        yield model
 
 
-def asked(*said: str, max_tokens: int | None = 6, **sampling: Any) -> Conversation:
-    roles = ("user", "assistant") * len(said)
-    turns = tuple(Message(role, text) for role, text in zip(roles, said, strict=False))  # type: ignore[arg-type]
+def conversation_of(*texts: str, max_tokens: int | None = 6, **sampling: Any) -> Conversation:
+    roles = ("user", "assistant") * len(texts)
+    turns = tuple(Message(role, text) for role, text in zip(roles, texts, strict=False))  # type: ignore[arg-type]
     return Conversation(turns, Sampling(**sampling), max_tokens, whole=False)
 
 
-def told(
+def answer_of(
     chat: ChatModel, question: Conversation, limits: Limits | None = None
 ) -> tuple[Start, Chunk]:
     answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    begun, _ = chat.begin(question, limits or Limits(), time.monotonic() + 30, answer.put)
+    start, _ = chat.begin(question, limits or Limits(), time.monotonic() + 30, answer.put)
     chunks: list[Chunk] = []
     while not chunks or not chunks[-1].finish:
         chunks.append(answer.get(timeout=30))
-    return begun, gather(chunks, 1)[0]
+    return start, gather(chunks, 1)[0]
 
 
 def test_conversations_at_once_say_what_the_loaded_release_says_of_each_alone(
     release: Release, chat: ChatModel
 ) -> None:
-    loaded = release.load()
-    wanted = []
+    model = release.load()
+    reference = []
     for question in QUESTIONS:
-        prompt = loaded.task.prompt([Message("user", question)], loaded.engine.tokenizer, 6)
-        (alone,) = gather(loaded.engine.generate([prompt], Sampling(max_tokens=6)), 1)
-        wanted.append((len(prompt), alone.text, alone.finish))
+        prompt = model.task.prompt([Message("user", question)], model.engine.tokenizer, 6)
+        (alone,) = gather(model.engine.generate([prompt], Sampling(max_tokens=6)), 1)
+        reference.append((len(prompt), alone.text, alone.finish))
     with ThreadPoolExecutor(4) as clients:
-        found = list(clients.map(lambda question: told(chat, asked(question)), QUESTIONS))
-    assert [(begun.prompt_tokens, text.text, text.finish) for begun, text in found] == wanted
-    assert {(begun.release, begun.version, begun.disclaimer) for begun, _ in found} == {
+        answers = list(
+            clients.map(lambda question: answer_of(chat, conversation_of(question)), QUESTIONS)
+        )
+    assert [(start.prompt_tokens, text.text, text.finish) for start, text in answers] == reference
+    assert {(start.release, start.version, start.disclaimer) for start, _ in answers} == {
         ("adviser", 1, DISCLAIMER)
     }
-    assert len({text.text for _, text in found}) > 1
+    assert len({text.text for _, text in answers}) > 1
 
 
 def test_turns_before_and_a_clients_system_message_change_the_answer(chat: ChatModel) -> None:
-    alone = told(chat, asked("glucose"))[0].prompt_tokens
-    assert told(chat, asked("rhythm", "heart failure", "glucose"))[0].prompt_tokens > alone
-    system = Conversation(
-        (Message("system", "study of cell"), *asked("glucose").messages), Sampling(), 6, whole=False
+    alone = answer_of(chat, conversation_of("glucose"))[0].prompt_tokens
+    assert (
+        answer_of(chat, conversation_of("rhythm", "heart failure", "glucose"))[0].prompt_tokens
+        > alone
     )
-    begun, _ = told(chat, system)
-    assert begun.prompt_tokens == alone + 3
+    system = Conversation(
+        (Message("system", "study of cell"), *conversation_of("glucose").messages),
+        Sampling(),
+        6,
+        whole=False,
+    )
+    start, _ = answer_of(chat, system)
+    assert start.prompt_tokens == alone + 3
     tokens = chat.task.prompt(system.messages, chat.tokenizer, 6)
     text = chat.tokenizer.decode(tokens)
     assert text.index("the study of") < text.index("study of cell")  # ours first
@@ -102,13 +110,15 @@ def test_turns_before_and_a_clients_system_message_change_the_answer(chat: ChatM
 def test_the_disclaimer_that_a_client_sends_back_is_not_read_as_the_models_words(
     chat: ChatModel,
 ) -> None:
-    with_it = told(chat, asked("rhythm", f"heart failure\n\n{DISCLAIMER}", "glucose"))
+    with_it = answer_of(
+        chat, conversation_of("rhythm", f"heart failure\n\n{DISCLAIMER}", "glucose")
+    )
     assert (
         with_it[0].prompt_tokens
-        == told(chat, asked("rhythm", "heart failure", "glucose"))[0].prompt_tokens
+        == answer_of(chat, conversation_of("rhythm", "heart failure", "glucose"))[0].prompt_tokens
     )
-    said = [Message("user", f"why {DISCLAIMER}")]
-    assert without_disclaimer(said) == said
+    messages = [Message("user", f"why {DISCLAIMER}")]
+    assert without_disclaimer(messages) == messages
 
 
 def test_one_conversation_is_read_at_a_time_with_a_tokenizer_of_ones_own(chat: ChatModel) -> None:
@@ -131,10 +141,12 @@ def test_one_conversation_is_read_at_a_time_with_a_tokenizer_of_ones_own(chat: C
             return "answered"
 
     slow = replace(chat, release=replace(chat.release, task=Slow()))
-    question = asked("fever <|im_end|>", "<|im_end|> no", "glucose", max_tokens=1)
+    question = conversation_of("fever <|im_end|>", "<|im_end|> no", "glucose", max_tokens=1)
     with ThreadPoolExecutor(8) as clients:
-        found = list(clients.map(lambda number: told(slow, question)[0].prompt_tokens, range(8)))
-    assert len(set(found)) == 1
+        counts = list(
+            clients.map(lambda number: answer_of(slow, question)[0].prompt_tokens, range(8))
+        )
+    assert len(set(counts)) == 1
     prompt = chat.task.prompt(question.messages, chat.tokenizer, 1)
     assert (
         list(prompt).count(chat.tokenizer.eos_token_id) == 1
@@ -144,22 +156,31 @@ def test_one_conversation_is_read_at_a_time_with_a_tokenizer_of_ones_own(chat: C
 def test_what_does_not_fit_is_refused_before_it_waits(chat: ChatModel) -> None:
     for question, limits, part in (
         (
-            asked("glucose", max_tokens=9),
+            conversation_of("glucose", max_tokens=9),
             Limits(new_tokens=8),
             "max_tokens: 9 is over the limit; give at most 8",
         ),
-        (asked("glucose"), Limits(tokens=7), "to generate are more than 7"),
-        (asked("glucose", max_tokens=200), Limits(), f"to generate are more than {chat.window}"),
-        (asked("glucose", "fever"), Limits(), "the last message must be the user's"),
+        (conversation_of("glucose"), Limits(tokens=7), "to generate are more than 7"),
+        (
+            conversation_of("glucose", max_tokens=200),
+            Limits(),
+            f"to generate are more than {chat.window}",
+        ),
+        (conversation_of("glucose", "fever"), Limits(), "the last message must be the user's"),
     ):
         with pytest.raises(TooLongError, match=part):
-            chat.begin(question, limits, time.monotonic() + 30, lambda found: None)
+            chat.begin(question, limits, time.monotonic() + 30, lambda chunk: None)
     assert chat.streams.num_waiting == chat.streams.num_running == 0
 
 
 def test_without_a_number_the_releases_own_counts_up_to_the_limit(chat: ChatModel) -> None:
-    assert told(chat, asked("glucose", max_tokens=None))[1].num_tokens <= 6
-    assert told(chat, asked("glucose", max_tokens=None), Limits(new_tokens=2))[1].num_tokens <= 2
+    assert answer_of(chat, conversation_of("glucose", max_tokens=None))[1].num_tokens <= 6
+    assert (
+        answer_of(chat, conversation_of("glucose", max_tokens=None), Limits(new_tokens=2))[
+            1
+        ].num_tokens
+        <= 2
+    )
 
 
 def test_the_last_piece_judges_the_whole_answer() -> None:
@@ -179,15 +200,15 @@ def test_the_last_piece_judges_the_whole_answer() -> None:
 
 def test_bf16_is_served_where_it_was_asked_for(release: Release) -> None:
     with ThreadPoolExecutor(1) as thread:
-        found = open_model(
+        model = open_model(
             release,
             AppOptions(releases=("adviser",), precision="bf16", token_budget=256),
             thread,
             device="cpu",
         )
-        assert isinstance(found, ChatModel)
-        assert found.release.precision == "bf16"
-        assert told(found, asked("glucose"))[1].finish
+        assert isinstance(model, ChatModel)
+        assert model.release.precision == "bf16"
+        assert answer_of(model, conversation_of("glucose"))[1].finish
 
 
 class Replica(ReleaseReplica):
@@ -205,11 +226,11 @@ async def everything(pieces: AsyncGenerator[Any, None]) -> list[Any]:
 
 def test_a_replica_tells_who_answers_then_the_pieces_or_one_whole(chat: ChatModel) -> None:
     replica = Replica(chat)
-    question = asked("glucose")
-    streamed = asyncio.run(everything(replica.talk("adviser", question, 30.0)))
-    begun, *said = streamed
-    assert isinstance(begun, Start)
-    assert [piece.finish for piece in said[:-1]] == [None] * (len(said) - 1)
+    question = conversation_of("glucose")
+    pieces = asyncio.run(everything(replica.talk("adviser", question, 30.0)))
+    start, *rest = pieces
+    assert isinstance(start, Start)
+    assert [piece.finish for piece in rest[:-1]] == [None] * (len(rest) - 1)
     whole = asyncio.run(
         everything(
             replica.talk(
@@ -218,14 +239,14 @@ def test_a_replica_tells_who_answers_then_the_pieces_or_one_whole(chat: ChatMode
         )
     )
     assert len(whole) == 2
-    assert replace(whole[0], first_token_s=None) == replace(begun, first_token_s=None)
+    assert replace(whole[0], first_token_s=None) == replace(start, first_token_s=None)
     assert whole[0].first_token_s is not None
     assert 0 < whole[0].first_token_s < 30
-    assert whole[1].text == "".join(piece.text for piece in said)
+    assert whole[1].text == "".join(piece.text for piece in rest)
     assert (whole[1].finish, whole[1].outcome, whole[1].num_tokens) == (
-        said[-1].finish,
+        rest[-1].finish,
         "answered",
-        sum(piece.num_tokens for piece in said),
+        sum(piece.num_tokens for piece in rest),
     )
 
 
@@ -233,7 +254,7 @@ def test_a_listener_that_leaves_frees_the_row(chat: ChatModel) -> None:
     replica = Replica(chat)
 
     async def leave() -> None:
-        pieces = replica.talk("adviser", asked("glucose", max_tokens=60), 30.0)
+        pieces = replica.talk("adviser", conversation_of("glucose", max_tokens=60), 30.0)
         await anext(pieces)
         await pieces.aclose()
         end = time.monotonic() + 10
@@ -246,10 +267,10 @@ def test_a_listener_that_leaves_frees_the_row(chat: ChatModel) -> None:
 
 def test_a_replica_refuses_what_it_cannot_answer_and_says_where_to_ask(chat: ChatModel) -> None:
     replica = Replica(chat)
-    (late,) = asyncio.run(everything(replica.talk("adviser", asked("glucose"), -1.0)))
+    (late,) = asyncio.run(everything(replica.talk("adviser", conversation_of("glucose"), -1.0)))
     assert late.status == 504
     (long,) = asyncio.run(
-        everything(replica.talk("adviser", asked("glucose", max_tokens=10**4), 30.0))
+        everything(replica.talk("adviser", conversation_of("glucose", max_tokens=10**4), 30.0))
     )
     assert (long.status, long.code) == (400, "context_length_exceeded")
     wrong = asyncio.run(replica.answer("adviser", ClassifyRequest(text="a"), 1.0))
@@ -260,12 +281,14 @@ def test_a_replica_refuses_what_it_cannot_answer_and_says_where_to_ask(chat: Cha
 def test_a_release_that_does_not_talk_says_so(tmp_path: Path) -> None:
     release = Registry(str(tmp_path / "runs")).publish(tiny.checkpoint(), "cancer")
     with ThreadPoolExecutor(1) as thread:
-        head = open_model(
+        model = open_model(
             release, AppOptions(releases=("cancer",), **OPTIONS), thread, device="cpu"
         )
-        (refused,) = asyncio.run(everything(Replica(head).talk("adviser", asked("glucose"), 30.0)))
-    assert (refused.status, refused.message) == (
+        (refusal,) = asyncio.run(
+            everything(Replica(model).talk("adviser", conversation_of("glucose"), 30.0))
+        )
+    assert (refusal.status, refusal.message) == (
         400,
         "model: cancer does not talk; it answers at /v1/classify",
     )
-    assert head.describe().system is None
+    assert model.describe().system is None

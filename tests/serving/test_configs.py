@@ -28,7 +28,7 @@ from medray.serving.auth import is_loopback
 from medray.serving.schemas import AppOptions
 
 FOLDER = Path(__file__).parents[2] / "serve_configs"
-SHIPPED = sorted(FOLDER.glob("*.yaml"))
+CONFIG_FILES = sorted(FOLDER.glob("*.yaml"))
 STUDIES = FOLDER.parent / "jobs" / "studies"
 
 
@@ -37,7 +37,7 @@ def read(path: Path) -> ServeDeploySchema:
 
 
 def test_there_are_the_five_of_them() -> None:
-    assert [path.stem for path in SHIPPED] == [
+    assert [path.stem for path in CONFIG_FILES] == [
         "applications",
         "classification",
         "gpu",
@@ -46,7 +46,7 @@ def test_there_are_the_five_of_them() -> None:
     ]
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda path: path.stem)
 def test_a_config_fits_rays_schema_and_our_options(path: Path) -> None:
     for application in read(path).applications:
         module, _, name = application.import_path.partition(":")
@@ -57,28 +57,28 @@ def test_a_config_fits_rays_schema_and_our_options(path: Path) -> None:
         assert names >= set(options.releases)
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda path: path.stem)
 def test_a_config_cannot_starve_a_batch_outlast_the_proxy_or_open_a_door(path: Path) -> None:
-    deployed = read(path)
-    assert deployed.controller_options is not None
-    environment = (deployed.controller_options.runtime_env or {})["env_vars"]
-    for application in deployed.applications:
+    deployment_of = read(path)
+    assert deployment_of.controller_options is not None
+    environment = (deployment_of.controller_options.runtime_env or {})["env_vars"]
+    for application in deployment_of.applications:
         options = AppOptions.model_validate(application.args)
-        assert deployed.http_options.request_timeout_s > options.limits.timeout_s
-        assert is_loopback(deployed.http_options.host) or options.tokens_file
+        assert deployment_of.http_options.request_timeout_s > options.limits.timeout_s
+        assert is_loopback(deployment_of.http_options.host) or options.tokens_file
         assert environment.items() >= front.environment(options.limits.body_bytes).items()
         for deployment in application.deployments:
-            found: dict[str, Any] = deployment.model_dump(exclude_unset=True)
-            if "max_ongoing_requests" in found:
-                assert found["max_ongoing_requests"] == options.limits.ongoing_requests
-            if scaling := found.get("autoscaling_config"):
+            settings: dict[str, Any] = deployment.model_dump(exclude_unset=True)
+            if "max_ongoing_requests" in settings:
+                assert settings["max_ongoing_requests"] == options.limits.ongoing_requests
+            if scaling := settings.get("autoscaling_config"):
                 assert scaling["target_ongoing_requests"] < options.limits.ongoing_requests
                 assert scaling["look_back_period_s"] > 10  # Serve's metrics interval
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda path: path.stem)
 def test_a_config_names_what_a_study_that_ships_publishes(path: Path) -> None:
-    published = {
+    storage_of_releases = {
         f"{study.publish.name}@{study.publish.alias}"
         for study in map(load, STUDIES.glob("*.yaml"))
         if study.publish
@@ -87,7 +87,7 @@ def test_a_config_names_what_a_study_that_ships_publishes(path: Path) -> None:
         reference
         for application in read(path).applications
         for reference in application.args["releases"]
-    } <= published
+    } <= storage_of_releases
 
 
 def load(path: Path, *settings: str) -> StudyConfig:
@@ -95,7 +95,7 @@ def load(path: Path, *settings: str) -> StudyConfig:
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def storage_of_releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the studies publish, under their names and aliases, with tiny bases and made-up rows."""
     place = tmp_path_factory.mktemp("published")
     registry = Registry(str(place / "runs"))
@@ -137,7 +137,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def deployed(name: str, storage: Path) -> Iterator[str]:
+def deployment_of(name: str, storage: Path) -> Iterator[str]:
     """The YAML as it ships, but for port, storage path and audit log, and with CPUs for a machine
     of four."""
     content = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
@@ -160,9 +160,11 @@ def deployed(name: str, storage: Path) -> Iterator[str]:
         )
         _get_global_client().deploy_apps(ServeDeploySchema.model_validate(content))
         end = time.monotonic() + 300
-        while {found.status for found in serve.status().applications.values()} != {"RUNNING"}:
+        while {application.status for application in serve.status().applications.values()} != {
+            "RUNNING"
+        }:
             assert "DEPLOY_FAILED" not in {
-                found.status for found in serve.status().applications.values()
+                application.status for application in serve.status().applications.values()
             }, serve.status()
             assert time.monotonic() < end, serve.status()
             time.sleep(0.3)
@@ -177,22 +179,24 @@ ANSWERED = ("pubmedqa", len(tiny.SIGNS), "medical-assistant")
 
 def ask_both(client: Client) -> tuple[str, int, str]:
     """Who chooses, among how many, and who talks."""
-    chosen = client.choose(["tumour in the lung"], model="pubmedqa")
-    said = client.chat([{"role": "user", "content": "fever"}], model="medical-assistant")
-    return chosen.release, len(chosen.predictions[0].ranked), said.release
+    choice = client.choose(["tumour in the lung"], model="pubmedqa")
+    answer = client.chat([{"role": "user", "content": "fever"}], model="medical-assistant")
+    return choice.release, len(choice.predictions[0].ranked), answer.release
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_qa_answers_a_choice_and_a_conversation(cluster: Cluster, published: Path) -> None:
-    with deployed("qa", published) as url:
+def test_qa_answers_a_choice_and_a_conversation(
+    cluster: Cluster, storage_of_releases: Path
+) -> None:
+    with deployment_of("qa", storage_of_releases) as url:
         assert ask_both(Client(url)) == ANSWERED
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_applications_answer_at_a_path_each(cluster: Cluster, published: Path) -> None:
-    with deployed("applications", published) as url:
+def test_applications_answer_at_a_path_each(cluster: Cluster, storage_of_releases: Path) -> None:
+    with deployment_of("applications", storage_of_releases) as url:
         assert Client(f"{url}/abstracts").classify(["tumour in the lung"]).release == "cancer"
         assert ask_both(Client(f"{url}/questions")) == ANSWERED
         with pytest.raises(ServingError, match="404"):
@@ -202,17 +206,17 @@ def test_applications_answer_at_a_path_each(cluster: Cluster, published: Path) -
 @pytest.mark.ray
 @pytest.mark.slow
 def test_classification_answers_and_wakes_what_sleeps_and_names_what_is_missing(
-    cluster: Cluster, published: Path, tmp_path: Path
+    cluster: Cluster, storage_of_releases: Path, tmp_path: Path
 ) -> None:
-    with deployed("classification", published) as url:
+    with deployment_of("classification", storage_of_releases) as url:
         client = Client(url, timeout_s=120)
         assert client.health()["releases"]["findings@best"]["status"] == "idle"
         assert client.classify(["tumour in the lung"], model="cancer").release == "cancer"
         assert (
             client.classify(["tumour in the lung"], model="findings").predictions[0].label is None
         )
-    Registry(str(published)).resolve("cancer@best").bundle(tmp_path / "alone")
-    with deployed("classification", tmp_path / "alone") as url:
+    Registry(str(storage_of_releases)).resolve("cancer@best").bundle(tmp_path / "alone")
+    with deployment_of("classification", tmp_path / "alone") as url:
         health = Client(url).health()
         assert health["releases"]["findings@best"]["status"] == "missing"
         assert "has no release 'findings'" in health["releases"]["findings@best"]["error"]

@@ -33,12 +33,12 @@ class Loader:
     """Opens releases by their reference, except those named broken."""
 
     def __init__(self) -> None:
-        self.broken: set[int] = set()
-        self.opened: list[int] = []
+        self.broken_versions: set[int] = set()
+        self.opened_versions: list[int] = []
 
     def __call__(self, release: Release) -> str:
-        self.opened.append(release.record.version)
-        if release.record.version in self.broken:
+        self.opened_versions.append(release.record.version)
+        if release.record.version in self.broken_versions:
             raise ArtifactError(f"{release.reference}: adapter_model.safetensors was changed")
         return f"model {release.record.version}"
 
@@ -75,14 +75,14 @@ def test_a_moved_alias_is_followed_and_one_that_stays_costs_no_load(registry: Re
     registry.point("cancer", "best", 3)
     following.step()
     following.step()
-    assert (following.model, following.error, loader.opened) == ("model 3", None, [1, 3])
+    assert (following.model, following.error, loader.opened_versions) == ("model 3", None, [1, 3])
 
 
 def test_a_release_that_cannot_be_loaded_never_takes_over_and_is_left_alone_for_a_while(
     registry: Registry,
 ) -> None:
     loader = Loader()
-    loader.broken = {2}
+    loader.broken_versions = {2}
     following = follow(registry, loader)
     registry.point("cancer", "best", 2)
     for _ in range(3):
@@ -90,7 +90,7 @@ def test_a_release_that_cannot_be_loaded_never_takes_over_and_is_left_alone_for_
     assert following.model == "model 1"
     assert following.error_version == 2
     assert "adapter_model.safetensors was changed" in str(following.error)
-    assert loader.opened == [1, 2]
+    assert loader.opened_versions == [1, 2]
     registry.point("cancer", "best", 3)
     following.step()
     assert (following.model, following.error, following.error_version) == ("model 3", None, None)
@@ -98,24 +98,24 @@ def test_a_release_that_cannot_be_loaded_never_takes_over_and_is_left_alone_for_
 
 def test_a_failed_release_is_tried_again_when_its_time_is_over(registry: Registry) -> None:
     loader = Loader()
-    loader.broken = {2}
+    loader.broken_versions = {2}
     following = follow(registry, loader, retry_s=0)
     registry.point("cancer", "best", 2)
     following.step()
-    loader.broken = set()
+    loader.broken_versions = set()
     following.step()
     assert (following.model, following.error) == ("model 2", None)
 
 
 def test_back_at_the_version_that_answers_the_error_is_over(registry: Registry) -> None:
     loader = Loader()
-    loader.broken = {2}
+    loader.broken_versions = {2}
     following = follow(registry, loader)
     registry.point("cancer", "best", 2)
     following.step()
     registry.point("cancer", "best", 1)
     following.step()
-    assert (following.model, following.error, loader.opened) == ("model 1", None, [1, 2])
+    assert (following.model, following.error, loader.opened_versions) == ("model 1", None, [1, 2])
 
 
 def test_a_registry_that_cannot_be_read_leaves_the_model_in_place(
@@ -152,20 +152,20 @@ def test_a_new_replica_beside_a_broken_release_takes_the_one_before_and_never_a_
     loader = Loader()
     for version in (2, 3, 2, 4):
         registry.point("cancer", "best", version)
-    loader.broken = {4}
+    loader.broken_versions = {4}
     following = follow(registry, loader)
     assert (following.model, following.error_version) == ("model 2", 4)
-    loader.broken = {1, 2, 4}
+    loader.broken_versions = {1, 2, 4}
     with pytest.raises(ArtifactError, match="cancer@4 cannot be loaded"):
         follow(registry, loader)
-    assert 3 not in loader.opened
+    assert 3 not in loader.opened_versions
 
 
 def test_a_pinned_version_has_no_other_to_fall_back_to_and_a_bare_name_follows_the_latest(
     registry: Registry,
 ) -> None:
     loader = Loader()
-    loader.broken = {4}
+    loader.broken_versions = {4}
     with pytest.raises(ArtifactError, match="cancer@4 cannot be loaded"):
         follow(registry, loader, "cancer@4")
     following = follow(registry, loader, "cancer")
@@ -184,7 +184,7 @@ def test_a_release_that_may_be_missing_is_waited_for_and_taken_once_it_is_there(
     with pytest.raises(ArtifactError, match="has no alias 'next'"):
         follow(registry, Loader(), "cancer@next")
     loader = Loader()
-    loader.broken = {2}
+    loader.broken_versions = {2}
     following = follow(registry, loader, "cancer@next", may_wait=True)
     for _ in range(3):
         following.step()

@@ -48,25 +48,25 @@ def test_every_route_that_answers_is_in_the_document() -> None:
     } < OPERATIONS.keys()
 
 
-def allowed(label: str, body: dict[str, Any]) -> dict[str, Any]:
+def with_served_model(label: str, body: dict[str, Any]) -> dict[str, Any]:
     """A request that keeps to the rules which a schema cannot say; else nearly all would end at
     them."""
     served = [
         name for name, card in fake_service.CARDS.items() if card.path.removeprefix("/v1") in label
     ] or ["adviser@best"]
-    said = body | {"model": served[len(body.get("model") or "") % len(served)]}
+    request = body | {"model": served[len(body.get("model") or "") % len(served)]}
     if "completions" in label:
-        said["stream"] = len(str(body)) % 2 == 0
+        request["stream"] = len(str(body)) % 2 == 0
     if body.get("messages"):
-        said["messages"] = [*body["messages"], {"role": "user", "content": "?"}]
+        request["messages"] = [*body["messages"], {"role": "user", "content": "?"}]
     if body.get("text") is not None:
-        said.pop("inputs", None)
-    return said
+        request.pop("inputs", None)
+    return request
 
 
-def ask(found: OpenApiSchema, label: str, mode: GenerationMode, num_examples: int) -> Counter[int]:
-    seen: Counter[int] = Counter()
-    (operation,) = (one.ok() for one in found.get_all_operations() if one.ok().label == label)
+def ask(schema: OpenApiSchema, label: str, mode: GenerationMode, num_examples: int) -> Counter[int]:
+    statuses: Counter[int] = Counter()
+    (operation,) = (one.ok() for one in schema.get_all_operations() if one.ok().label == label)
 
     @settings(
         max_examples=num_examples,
@@ -79,11 +79,11 @@ def ask(found: OpenApiSchema, label: str, mode: GenerationMode, num_examples: in
     @given(case=operation.as_strategy(generation_mode=mode))
     def one(case: schemathesis.Case) -> None:
         if mode == RIGHT and isinstance(case.body, dict):
-            case.body = allowed(label, case.body)
-        seen[case.call_and_validate(checks=CHECKS).status_code] += 1
+            case.body = with_served_model(label, case.body)
+        statuses[case.call_and_validate(checks=CHECKS).status_code] += 1
 
     one()
-    return seen
+    return statuses
 
 
 @MANY
@@ -91,9 +91,9 @@ def ask(found: OpenApiSchema, label: str, mode: GenerationMode, num_examples: in
 def test_a_well_formed_request_is_answered_as_the_document_says(
     label: str, num_examples: int
 ) -> None:
-    seen = ask(SCHEMA, label, RIGHT, num_examples)
-    assert max(seen) < 500
-    assert seen[200] or label == "GET /v1/models/{model}", seen
+    statuses = ask(SCHEMA, label, RIGHT, num_examples)
+    assert max(statuses) < 500
+    assert statuses[200] or label == "GET /v1/models/{model}", statuses
 
 
 @pytest.mark.parametrize("label", [label for label in OPERATIONS if label.startswith("POST")])

@@ -22,26 +22,26 @@ ADVISER, NURSE, BASE = (
 
 
 def prove(
-    monkeypatch: pytest.MonkeyPatch, opening: VllmModels, name: str, wanted: Any, found: Any
+    monkeypatch: pytest.MonkeyPatch, opening: VllmModels, name: str, reference: Any, outputs: Any
 ) -> None:
-    answered = {"release": found, "bare": BASE}
+    answered = {"release": outputs, "bare": BASE}
     monkeypatch.setattr(vllm_head, "probe_outputs", lambda task, engine: answered[engine.name])
     monkeypatch.setattr(vllm, "VllmEngine", lambda core, tokenizer: SimpleNamespace(name="bare"))
-    manifest = SimpleNamespace(probe=SimpleNamespace(outputs=wanted.tolist()), is_untuned=False)
-    loaded: Any = SimpleNamespace(reference=name, manifest=manifest, task=None)
+    manifest = SimpleNamespace(probe=SimpleNamespace(outputs=reference.tolist()), is_untuned=False)
+    release: Any = SimpleNamespace(reference=name, manifest=manifest, task=None)
     engine: Any = SimpleNamespace(name="release", core=None, tokenizer=None)
-    opening.check_probe(loaded, engine)
+    opening.check_probe(release, engine)
 
 
 @pytest.fixture
 def opening(monkeypatch: pytest.MonkeyPatch) -> VllmModels:
     """One that the adviser was loaded into."""
     group = ReleaseGroup("vllm", ("adviser", "nurse"), Adapter(16, frozenset({"q_proj"})))
-    found = VllmModels(
+    models = VllmModels(
         group, AppOptions(releases=("adviser", "nurse"), precision="bf16"), threads=1, gpus=0
     )
-    prove(monkeypatch, found, "adviser@1", ADVISER, ADVISER + 0.3)
-    return found
+    prove(monkeypatch, models, "adviser@1", ADVISER, ADVISER + 0.3)
+    return models
 
 
 def test_what_rounding_explains_is_proven_and_what_it_does_not_is_refused(

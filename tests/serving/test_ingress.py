@@ -17,8 +17,8 @@ from medray.serving.schemas import AppOptions, ReplicaReport
 from medray.serving.service import Conversation, Start, TextPiece
 from medray.types import Message, Sampling
 
-ASKED = Conversation((Message("user", "a"),), Sampling(), 5, whole=False)
-BEGUN, LAST = (
+CONVERSATION = Conversation((Message("user", "a"),), Sampling(), 5, whole=False)
+START, LAST = (
     Start("adviser", 1, 3, "Not a doctor."),
     TextPiece("b", 1, finish="stop", outcome="answered"),
 )
@@ -53,34 +53,34 @@ class Pieces:
 def ingress(calls: Sequence[Pieces]) -> Any:
     """One without Serve around it."""
     left = iter(calls)
-    made = object.__new__(Ingress)
-    made.options = AppOptions.model_validate(
+    service = object.__new__(Ingress)
+    service.options = AppOptions.model_validate(
         {"releases": ["adviser@1"], "limits": {"timeout_s": 0.2}}
     )
-    remote: Callable[..., Pieces] = lambda reference, asked, timeout_s: next(left)  # noqa: E731
-    made.streaming = {"adviser@1": SimpleNamespace(talk=SimpleNamespace(remote=remote))}
-    return made
+    remote: Callable[..., Pieces] = lambda reference, request, timeout_s: next(left)  # noqa: E731
+    service.streaming = {"adviser@1": SimpleNamespace(talk=SimpleNamespace(remote=remote))}
+    return service
 
 
-def told(*calls: Pieces) -> list[Any]:
+def talk(*calls: Pieces) -> list[Any]:
     async def listen() -> list[Any]:
-        return [piece async for piece in ingress(calls).talk("adviser@1", ASKED)]
+        return [piece async for piece in ingress(calls).talk("adviser@1", CONVERSATION)]
 
     return asyncio.run(listen())
 
 
 def test_pieces_are_passed_on_and_a_finished_call_is_not_cancelled() -> None:
-    call = Pieces(BEGUN, LAST)
-    assert told(call) == [BEGUN, LAST]
+    call = Pieces(START, LAST)
+    assert talk(call) == [START, LAST]
     assert call.num_cancelled == 0
 
 
 def test_a_replica_that_dies_before_the_first_piece_is_asked_again_and_after_it_never() -> None:
-    assert told(Pieces(RayActorError()), Pieces(BEGUN, LAST)) == [BEGUN, LAST]
-    begun, refused = told(Pieces(BEGUN, RayActorError()), Pieces(BEGUN, LAST))
-    assert begun == BEGUN
-    assert (refused.status, refused.type) == (503, "unavailable")
-    (twice,) = told(Pieces(RayActorError()), Pieces(RayActorError()), Pieces(BEGUN, LAST))
+    assert talk(Pieces(RayActorError()), Pieces(START, LAST)) == [START, LAST]
+    start, refusal = talk(Pieces(START, RayActorError()), Pieces(START, LAST))
+    assert start == START
+    assert (refusal.status, refusal.type) == (503, "unavailable")
+    (twice,) = talk(Pieces(RayActorError()), Pieces(RayActorError()), Pieces(START, LAST))
     assert twice.status == 503
 
 
@@ -89,26 +89,26 @@ def test_a_full_queue_no_replica_and_a_late_one_are_refusals(
     err: Exception | None, status: int
 ) -> None:
     call = Pieces(err)
-    (refused,) = told(call, Pieces(BEGUN, LAST))
-    assert isinstance(refused, Refusal)
-    assert refused.status == status
+    (refusal,) = talk(call, Pieces(START, LAST))
+    assert isinstance(refusal, Refusal)
+    assert refusal.status == status
     assert call.num_cancelled == 1
 
 
 def test_an_answer_that_outlasts_the_deadline_ends_with_a_refusal_and_is_cancelled() -> None:
-    call = Pieces(BEGUN, TextPiece("b", 1), None, LAST)
-    *pieces, refused = told(call)
-    assert pieces == [BEGUN, TextPiece("b", 1)]
-    assert refused.status == 504
+    call = Pieces(START, TextPiece("b", 1), None, LAST)
+    *pieces, refusal = talk(call)
+    assert pieces == [START, TextPiece("b", 1)]
+    assert refusal.status == 504
     assert call.num_cancelled == 1
 
 
 def test_who_stops_listening_cancels_the_call() -> None:
-    call = Pieces(BEGUN, TextPiece("b", 1), LAST)
+    call = Pieces(START, TextPiece("b", 1), LAST)
 
     async def leave() -> None:
-        pieces = ingress([call]).talk("adviser@1", ASKED)
-        assert await anext(pieces) == BEGUN
+        pieces = ingress([call]).talk("adviser@1", CONVERSATION)
+        assert await anext(pieces) == START
         await pieces.aclose()
 
     asyncio.run(leave())
@@ -119,7 +119,7 @@ def test_who_is_cancelled_while_waiting_cancels_the_call() -> None:
     call = Pieces(None)
 
     async def give_up() -> None:
-        waiting = asyncio.ensure_future(anext(ingress([call]).talk("adviser@1", ASKED)))
+        waiting = asyncio.ensure_future(anext(ingress([call]).talk("adviser@1", CONVERSATION)))
         await asyncio.sleep(0.05)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -154,9 +154,9 @@ def test_a_release_without_replicas_is_loading_asleep_or_broken(
     def broadcast(method: str, reference: str) -> Any:
         raise AWAY
 
-    made = ingress([])
-    made.references, made.missing = ("adviser@1",), {}
-    made.deployments = {
+    service = ingress([])
+    service.references, service.missing = ("adviser@1",), {}
+    service.deployments = {
         "adviser@1": SimpleNamespace(
             broadcast=broadcast, app_name="medray", deployment_name="adviser@1"
         )
@@ -168,11 +168,11 @@ def test_a_release_without_replicas_is_loading_asleep_or_broken(
         "_get_global_client",
         lambda: SimpleNamespace(get_serve_details=lambda: details),
     )
-    health = asyncio.run(made.health())
+    health = asyncio.run(service.health())
     assert health.releases["adviser@1"].status == status
     assert health.status == whole
-    made.missing = {"adviser@1": "has no release 'adviser'"}
-    health = asyncio.run(made.health())
+    service.missing = {"adviser@1": "has no release 'adviser'"}
+    health = asyncio.run(service.health())
     if status == "idle":  # no replica can say that it waits
         assert (health.status, health.releases["adviser@1"].status) == ("degraded", "missing")
         assert health.releases["adviser@1"].error == "has no release 'adviser'"
@@ -190,15 +190,15 @@ def test_a_release_that_replicas_wait_for_is_missing_until_one_has_it() -> None:
     async def results(**options: Any) -> list[Any]:
         return [next(reports)]
 
-    made = ingress([])
-    made.references, made.missing = ("adviser@1",), {"adviser@1": "it was not there"}
-    made.deployments = {
+    service = ingress([])
+    service.references, service.missing = ("adviser@1",), {"adviser@1": "it was not there"}
+    service.deployments = {
         "adviser@1": SimpleNamespace(
             broadcast=lambda method, reference: SimpleNamespace(results_async=results)
         )
     }
-    health = asyncio.run(made.health())
+    health = asyncio.run(service.health())
     assert (health.status, health.releases["adviser@1"].status) == ("degraded", "missing")
     assert health.releases["adviser@1"].error == "has no release 'adviser'"
-    health = asyncio.run(made.health())
-    assert (health.status, health.releases["adviser@1"].status, made.missing) == ("ok", "ok", {})
+    health = asyncio.run(service.health())
+    assert (health.status, health.releases["adviser@1"].status, service.missing) == ("ok", "ok", {})

@@ -27,7 +27,7 @@ GERMAN = (
     "belegt."
 )
 CLOUD = Cloud(np.zeros(2), np.eye(2), np.ones(2), 1.0, 1.2)
-KNOWN = TrainingTexts(shortest=10, longest=20, languages={"en": 0.99, "": 0.01})
+TRAINING = TrainingTexts(shortest=10, longest=20, languages={"en": 0.99, "": 0.01})
 
 
 def http(service: fake_service.Service) -> TestClient:
@@ -36,7 +36,7 @@ def http(service: fake_service.Service) -> TestClient:
 
 def test_a_model_reads_the_masked_text_and_the_answer_counts_by_kind_and_input() -> None:
     service = fake_service.Service()
-    told = (
+    body = (
         http(service)
         .post("/v1/classify", json={"inputs": [NOTE, "a tumour"], "model": "cancer"})
         .json()
@@ -45,18 +45,18 @@ def test_a_model_reads_the_masked_text_and_the_answer_counts_by_kind_and_input()
         "Dr. [NAME] ([EMAIL]) saw a tumour on [DATE].",
         "a tumour",
     )
-    assert [note["masked"] for note in told["notes"]] == [{"email": 1, "date": 1, "name": 1}, {}]
+    assert [note["masked"] for note in body["notes"]] == [{"email": 1, "date": 1, "name": 1}, {}]
 
 
 def test_without_the_option_a_text_is_read_as_it_was_sent() -> None:
     service = fake_service.Service()
-    told = (
+    body = (
         TestClient(fake_service.api(service))
         .post("/v1/classify", json={"text": NOTE, "model": "cancer"})
         .json()
     )
     assert service.requests[0].text == NOTE
-    assert told["notes"] == []
+    assert body["notes"] == []
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -67,7 +67,7 @@ def test_every_message_of_a_conversation_is_masked_and_the_answer_says_so(stream
         {"role": "assistant", "content": "Ask Dr. Roe"},
         {"role": "user", "content": "mail a@b.org"},
     ]
-    found = http(service).post(
+    response = http(service).post(
         "/v1/chat/completions", json={"model": "adviser", "messages": messages, "stream": stream}
     )
     assert [message.content for message in service.talks[0].messages] == [
@@ -75,13 +75,13 @@ def test_every_message_of_a_conversation_is_masked_and_the_answer_says_so(stream
         "Ask Dr. [NAME]",
         "mail [EMAIL]",
     ]
-    assert found.text.count('"masked":{"name":2,"email":1}') == 1
+    assert response.text.count('"masked":{"name":2,"email":1}') == 1
 
 
 def test_mentions_in_a_masked_text_have_the_places_of_the_text_that_was_sent() -> None:
-    asked = asyncio.run(guards.mask(ExtractRequest(text=NOTE)))
-    start = str(asked.request.text).index("tumour")
-    said = ExtractResponse(
+    substitute = asyncio.run(guards.mask(ExtractRequest(text=NOTE)))
+    start = str(substitute.request.text).index("tumour")
+    response = ExtractResponse(
         release="diseases",
         version=1,
         predictions=(
@@ -94,27 +94,31 @@ def test_mentions_in_a_masked_text_have_the_places_of_the_text_that_was_sent() -
             ),
         ),
     )
-    noted = asked.annotate(said)
-    assert isinstance(noted, ExtractResponse)
-    ((found,),) = (answer.mentions for answer in noted.predictions)
-    assert NOTE[found.start : found.end] == found.text == "tumour"
-    assert said.predictions[0].mentions[0].start == start
+    annotation = substitute.annotate(response)
+    assert isinstance(annotation, ExtractResponse)
+    ((mention,),) = (answer.mentions for answer in annotation.predictions)
+    assert NOTE[mention.start : mention.end] == mention.text == "tumour"
+    assert response.predictions[0].mentions[0].start == start
 
 
 def test_what_is_flagged_and_what_is_masked_stand_in_one_note_an_input() -> None:
     answer = LabelAnswer(
         label="yes", labels=("yes",), confidence=0.75, probabilities={"no": 0.25, "yes": 0.75}
     )
-    said = ClassifyResponse(release="cancer", version=1, predictions=(answer,))
-    asked = asyncio.run(guards.mask(ClassifyRequest(text=NOTE)))
-    flagged = guards.flag(asked.request, said, TrainingTexts(20, 30, {"en": 1.0}))
-    (note,) = asked.annotate(flagged).notes
+    response = ClassifyResponse(release="cancer", version=1, predictions=(answer,))
+    substitute = asyncio.run(guards.mask(ClassifyRequest(text=NOTE)))
+    response_with_flags = guards.flag(
+        substitute.request, response, TrainingTexts(20, 30, {"en": 1.0})
+    )
+    (note,) = substitute.annotate(response_with_flags).notes
     assert note.masked["email"] == 1
     assert note.unlike_training == (
         "the text has 8 words; 99 of 100 training texts have at least 20",
     )
-    assert guards.flag(asked.request, said, None) is said
-    assert asked.annotate(said).notes == (InputNote(masked={"email": 1, "date": 1, "name": 1}),)
+    assert guards.flag(substitute.request, response, None) is response
+    assert substitute.annotate(response).notes == (
+        InputNote(masked={"email": 1, "date": 1, "name": 1}),
+    )
 
 
 def test_what_words_and_embeddings_say_stands_in_one_note_with_the_distance() -> None:
@@ -125,10 +129,12 @@ def test_what_words_and_embeddings_say_stands_in_one_note_with_the_distance() ->
         InputNote(distance=2.5, unlike_training=far(2.5, CLOUD)),
         InputNote(distance=1.1, unlike_training=far(1.1, CLOUD)),
     )
-    said = ClassifyResponse(release="cancer", version=1, predictions=(answer, answer), notes=notes)
-    asked = asyncio.run(guards.mask(ClassifyRequest(inputs=(NOTE, ENGLISH))))
-    both, near = asked.annotate(
-        guards.flag(asked.request, said, TrainingTexts(10, 30, {"en": 1.0}))
+    response = ClassifyResponse(
+        release="cancer", version=1, predictions=(answer, answer), notes=notes
+    )
+    substitute = asyncio.run(guards.mask(ClassifyRequest(inputs=(NOTE, ENGLISH))))
+    both, near = substitute.annotate(
+        guards.flag(substitute.request, response, TrainingTexts(10, 30, {"en": 1.0}))
     ).notes
     assert (both.distance, both.masked["email"]) == (2.5, 1)
     assert both.unlike_training == (
@@ -140,7 +146,7 @@ def test_what_words_and_embeddings_say_stands_in_one_note_with_the_distance() ->
     assert (near.distance, near.unlike_training) == (1.1, ())
     short = (
         guards.flag(
-            ClassifyRequest(inputs=("a", ENGLISH)), said, TrainingTexts(10, 30, {"en": 1.0})
+            ClassifyRequest(inputs=("a", ENGLISH)), response, TrainingTexts(10, 30, {"en": 1.0})
         )
         .notes[0]
         .unlike_training
@@ -149,25 +155,25 @@ def test_what_words_and_embeddings_say_stands_in_one_note_with_the_distance() ->
         "the text has 1 words; 99 of 100 training texts have at least 10",
         both.unlike_training[0],
     )
-    assert guards.flag(asked.request, said, None).notes == notes
+    assert guards.flag(substitute.request, response, None).notes == notes
 
 
 def test_a_text_like_those_of_the_training_has_no_flag() -> None:
-    assert unlike(ENGLISH, KNOWN) == ()
-    assert unlike(ENGLISH.replace(".", " and well tolerated."), KNOWN) == ()
+    assert unlike(ENGLISH, TRAINING) == ()
+    assert unlike(ENGLISH.replace(".", " and well tolerated."), TRAINING) == ()
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "part"),
     [
         (ENGLISH * 3, "99 of 100 training texts have at most"),
         ("a tumour", "2 words; 99 of 100 training texts have at least"),
         (GERMAN, "the text seems to be in language 'de'; the training texts are in 'en'"),
     ],
 )
-def test_another_length_or_language_is_flagged(text: str, said: str) -> None:
-    (found,) = unlike(text, KNOWN)
-    assert said in found
+def test_another_length_or_language_is_flagged(text: str, part: str) -> None:
+    (note,) = unlike(text, TRAINING)
+    assert part in note
 
 
 def test_of_a_release_without_kept_figures_nothing_is_known() -> None:
@@ -178,8 +184,8 @@ def test_of_a_release_without_kept_figures_nothing_is_known() -> None:
 
 
 def test_no_conversation_is_changed_where_nothing_is_found() -> None:
-    asked = Conversation((Message("user", "What is asthma?"),), Sampling(), None, whole=True)
-    assert asyncio.run(guards.mask_conversation(asked)) == (asked, {})
+    conversation = Conversation((Message("user", "What is asthma?"),), Sampling(), None, whole=True)
+    assert asyncio.run(guards.mask_conversation(conversation)) == (conversation, {})
 
 
 def test_validation_shares_are_of_labels_and_of_confidence_up_to_each_bound() -> None:
@@ -189,13 +195,13 @@ def test_validation_shares_are_of_labels_and_of_confidence_up_to_each_bound() ->
         Prediction("c", (), (), 0.55),
         Prediction("d", ("no", "x"), (), 0.3),
     ]
-    found = shares(rows)
-    assert found.labels == {"yes": 0.5, "none": 0.25, "no|x": 0.25}
+    row_shares = shares(rows)
+    assert row_shares.labels == {"yes": 0.5, "none": 0.25, "no|x": 0.25}
     assert (
-        found.confidence["0.4"],
-        found.confidence["0.6"],
-        found.confidence["0.95"],
-        found.confidence["1"],
+        row_shares.confidence["0.4"],
+        row_shares.confidence["0.6"],
+        row_shares.confidence["0.95"],
+        row_shares.confidence["1"],
     ) == (0.25, 0.75, 0.75, 1.0)
     assert shares([Prediction("a", (), ())]) == Shares({}, {})
 

@@ -33,35 +33,39 @@ def client(
     )
 
 
-def say(found: openai.OpenAI, text: str = "What is asthma?", **others: Any) -> Any:
-    return found.chat.completions.create(
+def say(openai_client: openai.OpenAI, text: str = "What is asthma?", **others: Any) -> Any:
+    return openai_client.chat.completions.create(
         **{"model": "adviser", "messages": [{"role": "user", "content": text}], **others}
     )
 
 
 def test_a_whole_answer_has_openais_fields_and_ours() -> None:
     service = Service()
-    found = say(client(service), max_tokens=7, temperature=0.5, top_p=0.9, seed=4, stop=["a", "b"])
-    assert found.object == "chat.completion"
-    assert found.id.startswith("chatcmpl-")
-    assert found.model == "adviser@best"
-    (choice,) = found.choices
+    answer = say(client(service), max_tokens=7, temperature=0.5, top_p=0.9, seed=4, stop=["a", "b"])
+    assert answer.object == "chat.completion"
+    assert answer.id.startswith("chatcmpl-")
+    assert answer.model == "adviser@best"
+    (choice,) = answer.choices
     assert (choice.index, choice.message.role, choice.finish_reason) == (0, "assistant", "stop")
     assert choice.message.content == f"Asthma is common.\n\n{WARNING}"
-    assert (found.usage.prompt_tokens, found.usage.completion_tokens, found.usage.total_tokens) == (
+    assert (
+        answer.usage.prompt_tokens,
+        answer.usage.completion_tokens,
+        answer.usage.total_tokens,
+    ) == (
         12,
         5,
         17,
     )
-    assert (found.release, found.version, found.outcome, found.disclaimer) == (
+    assert (answer.release, answer.version, answer.outcome, answer.disclaimer) == (
         "adviser",
         3,
         "answered",
         WARNING,
     )
-    ((reference, asked),) = service.requests
-    sampling = asked.sampling
-    assert (reference, asked.max_tokens, asked.whole) == ("adviser@best", 7, True)
+    ((reference, conversation),) = service.requests
+    sampling = conversation.sampling
+    assert (reference, conversation.max_tokens, conversation.whole) == ("adviser@best", 7, True)
     assert (sampling.temperature, sampling.top_p, sampling.seed, sampling.stop) == (
         0.5,
         0.9,
@@ -94,8 +98,8 @@ def test_a_stream_begins_with_the_role_and_ends_with_the_disclaimer_reason_and_u
 
 
 def test_events_are_json_lines_that_end_with_done() -> None:
-    asked = {"model": "adviser", "messages": [{"role": "user", "content": "a"}], "stream": True}
-    answer = http(Service()).post("/v1/chat/completions", json=asked)
+    body = {"model": "adviser", "messages": [{"role": "user", "content": "a"}], "stream": True}
+    answer = http(Service()).post("/v1/chat/completions", json=body)
     assert answer.headers["content-type"].startswith("text/event-stream")
     lines = answer.text.split("\n\n")
     assert lines[-2:] == ["data: [DONE]", ""]
@@ -103,9 +107,9 @@ def test_events_are_json_lines_that_end_with_done() -> None:
 
 
 def test_the_disclaimer_may_stay_a_field() -> None:
-    found = say(client(Service(), disclaimer_in_content=False))
-    assert found.choices[0].message.content == "Asthma is common."
-    assert found.disclaimer == WARNING
+    answer = say(client(Service(), disclaimer_in_content=False))
+    assert answer.choices[0].message.content == "Asthma is common."
+    assert answer.disclaimer == WARNING
 
 
 def test_a_refused_answer_says_so_in_a_field() -> None:
@@ -117,20 +121,20 @@ def test_a_refused_answer_says_so_in_a_field() -> None:
 def test_completions_ask_the_prompt_as_one_turn_streamed_and_not() -> None:
     service = Service()
     asking = client(service)
-    found = asking.completions.create(model="adviser", prompt="What is asthma?")
-    assert (found.object, found.choices[0].finish_reason) == ("text_completion", "stop")
-    assert found.choices[0].text == f"Asthma is common.\n\n{WARNING}"
+    completion = asking.completions.create(model="adviser", prompt="What is asthma?")
+    assert (completion.object, completion.choices[0].finish_reason) == ("text_completion", "stop")
+    assert completion.choices[0].text == f"Asthma is common.\n\n{WARNING}"
     assert service.requests[0][1].messages == (Message("user", "What is asthma?"),)
     pieces = list(
         asking.completions.create(model="adviser", prompt=["What is asthma?"], stream=True)
     )
-    assert "".join(piece.choices[0].text for piece in pieces) == found.choices[0].text
+    assert "".join(piece.choices[0].text for piece in pieces) == completion.choices[0].text
     assert pieces[-1].choices[0].finish_reason == "stop"
 
 
 def test_roles_and_parts_become_turns() -> None:
     service = Service()
-    said = [
+    messages = [
         {"role": "developer", "content": "Be brief."},
         {
             "role": "user",
@@ -140,7 +144,7 @@ def test_roles_and_parts_become_turns() -> None:
         {"role": "assistant", "content": "Asthma."},
         {"role": "user", "content": "And now?"},
     ]
-    say(client(service), messages=said)
+    say(client(service), messages=messages)
     assert service.requests[0][1].messages == (
         Message("system", "Be brief."),
         Message("user", "What is it?"),
@@ -159,18 +163,25 @@ def test_logprobs_come_in_the_form_of_each_route() -> None:
         TextPiece("é", 2, (second,), finish="stop", outcome="answered"),
     )
     asking = client(service)
-    found = say(asking, logprobs=True, top_logprobs=2).choices[0].logprobs.content
-    assert [(one.token, one.logprob, one.bytes) for one in found] == [
+    logprobs_of_answer = say(asking, logprobs=True, top_logprobs=2).choices[0].logprobs.content
+    assert [(one.token, one.logprob, one.bytes) for one in logprobs_of_answer] == [
         ("As", -0.5, [65, 115]),
         ("\ufffd", -0.1, None),
     ]
-    assert [(one.token, one.logprob) for one in found[0].top_logprobs] == [
+    assert [(one.token, one.logprob) for one in logprobs_of_answer[0].top_logprobs] == [
         ("As", -0.5),
         ("Br", -1.0),
     ]
     assert service.requests[0][1].sampling.logprobs == 2
-    streamed = [chunk.choices[0].logprobs for chunk in say(asking, logprobs=True, stream=True)]
-    assert [one.token for found in streamed if found for one in found.content] == ["As", "\ufffd"]
+    logprobs_of_chunks = [
+        chunk.choices[0].logprobs for chunk in say(asking, logprobs=True, stream=True)
+    ]
+    assert [
+        one.token
+        for logprobs_of_answer in logprobs_of_chunks
+        if logprobs_of_answer
+        for one in logprobs_of_answer.content
+    ] == ["As", "\ufffd"]
     text = asking.completions.create(model="adviser", prompt="a", logprobs=2).choices[0].logprobs
     assert (text.tokens, text.token_logprobs, text.text_offset) == (
         ["As", "\ufffd"],
@@ -226,9 +237,9 @@ def test_what_cannot_be_obeyed_is_a_400_in_openais_form_that_repeats_nothing(
     others: dict[str, Any], param: str | None, part: str
 ) -> None:
     service = Service()
-    with pytest.raises(openai.BadRequestError) as caught:
+    with pytest.raises(openai.BadRequestError) as refusal:
         say(client(service), **others)
-    error = caught.value.body
+    error = refusal.value.body
     assert isinstance(error, dict)
     assert part in error["message"]
     assert (error["type"], error["code"]) == ("invalid_request", "invalid_request")
@@ -239,7 +250,7 @@ def test_what_cannot_be_obeyed_is_a_400_in_openais_form_that_repeats_nothing(
 
 
 def test_what_asks_for_nothing_or_is_new_is_let_through() -> None:
-    found = say(
+    answer = say(
         client(Service()),
         n=1,
         presence_penalty=0,
@@ -250,7 +261,7 @@ def test_what_asks_for_nothing_or_is_new_is_let_through() -> None:
         max_completion_tokens=5,
         extra_body={"something_new": True},
     )
-    assert found.outcome == "answered"
+    assert answer.outcome == "answered"
 
 
 def test_refusals_become_the_errors_that_openais_client_knows() -> None:
@@ -268,10 +279,10 @@ def test_refusals_become_the_errors_that_openais_client_knows() -> None:
             status, "overloaded", "too many texts are waiting", 3, code="context_length_exceeded"
         )
         for stream in (False, True):
-            with pytest.raises(kind) as caught:
+            with pytest.raises(kind) as error:
                 say(asking, stream=stream)
-            assert caught.value.code == "context_length_exceeded"
-            assert caught.value.response.headers["retry-after"] == "3"
+            assert error.value.code == "context_length_exceeded"
+            assert error.value.response.headers["retry-after"] == "3"
     with pytest.raises(openai.AuthenticationError):
         say(client(service, frozenset({auth.digest("another")})))
     assert say(client(Service(), frozenset({auth.digest("right")}))).outcome == "answered"
@@ -286,19 +297,19 @@ def test_an_answer_that_breaks_off_is_an_error_event_or_a_status(
     end: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     service = Service(TextPiece("Asthma", 1), end)
-    seen = []
-    with pytest.raises(openai.APIError) as caught:
+    chunks = []
+    with pytest.raises(openai.APIError) as error:
         for chunk in say(client(service), stream=True):
-            seen.append(chunk.choices[0].delta.content)
-    assert seen[-1] == "Asthma"
-    expected = end.message if isinstance(end, Refusal) else "ended early"
-    assert expected in str(caught.value)
-    with pytest.raises(openai.InternalServerError, match=expected):
+            chunks.append(chunk.choices[0].delta.content)
+    assert chunks[-1] == "Asthma"
+    message = end.message if isinstance(end, Refusal) else "ended early"
+    assert message in str(error.value)
+    with pytest.raises(openai.InternalServerError, match=message):
         say(client(service))
     assert [event.status for event in service.events] == [
         503 if isinstance(end, Refusal) else 500
     ] * 2
-    assert SECRET not in caplog.text + str(caught.value)
+    assert SECRET not in caplog.text + str(error.value)
     assert service.num_closed == 2
 
 

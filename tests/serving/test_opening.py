@@ -51,13 +51,15 @@ def test_a_release_answers_merged_only_where_that_changes_nothing(
     )
     with ThreadPoolExecutor(1) as thread:
         head = open_model(release, options, thread, device="cpu")
-        found = head.answer(
+        answers = head.answer(
             ClassifyRequest(inputs=TEXTS), max_tokens=1000, deadline=time.monotonic() + 30
         ).predictions
     assert isinstance(head.batcher.engine.model.network, PeftModel) != is_merged
-    for answer, wanted in zip(found, release.load().predict(TEXTS), strict=True):
-        assert answer.labels == wanted.labels
-        assert list(answer.probabilities.values()) == pytest.approx(wanted.probabilities, abs=1e-3)
+    for answer, prediction in zip(answers, release.load().predict(TEXTS), strict=True):
+        assert answer.labels == prediction.labels
+        assert list(answer.probabilities.values()) == pytest.approx(
+            prediction.probabilities, abs=1e-3
+        )
 
 
 def test_auto_is_the_arithmetic_that_is_faster_here_and_of_equal_ones_the_exact(
@@ -65,7 +67,7 @@ def test_auto_is_the_arithmetic_that_is_faster_here_and_of_equal_ones_the_exact(
 ) -> None:
     release = Registry(str(tmp_path / "runs")).publish(tiny.checkpoint(), "cancer")
 
-    def taken(**seconds: float) -> str:
+    def precision_of(**seconds: float) -> str:
         monkeypatch.setattr(
             opening,
             "time_texts",
@@ -76,16 +78,16 @@ def test_auto_is_the_arithmetic_that_is_faster_here_and_of_equal_ones_the_exact(
                 release, AppOptions(releases=("cancer",), token_budget=256), thread, device="cpu"
             ).release.precision
 
-    assert taken(fp32=3.0, bf16=2.0) == "bf16"
-    assert taken(fp32=2.0, bf16=3.0) == "fp32"
-    assert taken(fp32=2.0, bf16=2.0) == "fp32"
+    assert precision_of(fp32=3.0, bf16=2.0) == "bf16"
+    assert precision_of(fp32=2.0, bf16=3.0) == "fp32"
+    assert precision_of(fp32=2.0, bf16=2.0) == "fp32"
 
 
 @pytest.mark.parametrize("long_texts", ["truncate", "windows"])
 def test_a_text_that_the_model_reads_as_another_kind_is_flagged_and_those_of_the_data_are_not(
     tmp_path: Path, long_texts: str
 ) -> None:
-    asked = tiny.study(
+    study = tiny.study(
         tmp_path,
         "train.epochs=1",
         f"task.long_texts={long_texts}",
@@ -93,14 +95,14 @@ def test_a_text_that_the_model_reads_as_another_kind_is_flagged_and_those_of_the
         "task.window_overlap=4",
         num_rows=300,
     )
-    trial = tiny.trial(asked, tmp_path)
+    trial = tiny.trial(study, tmp_path)
     release = Registry(str(tmp_path / "runs")).publish(trial.run().checkpoint, "cancer")
     assert "embeddings.safetensors" in release.load().manifest.files
     usual = [row.text for row in trial.material.validation]
     strange = " ".join("%" * 16)  # one word again and again: no text of the data is
     texts = (*usual, strange, *usual[:2])
 
-    def answered(flag: bool) -> ClassifyResponse:
+    def answer_with(flag: bool) -> ClassifyResponse:
         options = AppOptions(
             releases=("cancer",),
             storage_path=str(tmp_path / "runs"),
@@ -110,28 +112,28 @@ def test_a_text_that_the_model_reads_as_another_kind_is_flagged_and_those_of_the
         )
         with ThreadPoolExecutor(1) as thread:
             head = open_model(release, options, thread, device="cpu")
-            found = head.answer(
+            response = head.answer(
                 ClassifyRequest(inputs=texts), max_tokens=10_000, deadline=time.monotonic() + 60
             )
-        assert isinstance(found, ClassifyResponse)
-        return found
+        assert isinstance(response, ClassifyResponse)
+        return response
 
-    told, plain = answered(True), answered(False)
+    flagged_answers, plain = answer_with(True), answer_with(False)
     assert plain.notes == ()
-    for one, other in zip(told.predictions, plain.predictions, strict=True):
+    for one, other in zip(flagged_answers.predictions, plain.predictions, strict=True):
         assert list(one.probabilities.values()) == pytest.approx(
             list(other.probabilities.values()), abs=1e-5
         )
-    assert len(told.notes) == len(texts)
-    far = [bool(note.unlike_training) for note in told.notes]
+    assert len(flagged_answers.notes) == len(texts)
+    far = [bool(note.unlike_training) for note in flagged_answers.notes]
     assert sum(far[: len(usual)]) <= 2
-    assert far[len(usual)], told.notes
+    assert far[len(usual)], flagged_answers.notes
     assert (
         "the model reads it as unlike its data: at distance"
-        in told.notes[len(usual)].unlike_training[0]
+        in flagged_answers.notes[len(usual)].unlike_training[0]
     )
-    assert [note.distance for note in told.notes[-2:]] == pytest.approx(
-        [note.distance for note in told.notes[:2]], abs=0.01
+    assert [note.distance for note in flagged_answers.notes[-2:]] == pytest.approx(
+        [note.distance for note in flagged_answers.notes[:2]], abs=0.01
     )
 
 
@@ -139,13 +141,13 @@ def test_a_text_that_the_model_reads_as_another_kind_is_flagged_and_those_of_the
 def test_a_choice_is_answered_as_by_the_loaded_release_alone_and_beside_others(
     tmp_path: Path, decoding: str
 ) -> None:
-    asked = tiny.choice_study(
+    study = tiny.choice_study(
         tmp_path, f"task.decoding={decoding}", "train.epochs=4", family="phi", num_rows=120
     )
     release = Registry(str(tmp_path / "runs")).publish(
-        tiny.trial(asked, tmp_path).run().checkpoint, "triage"
+        tiny.trial(study, tmp_path).run().checkpoint, "triage"
     )
-    wanted = release.load().predict(
+    reference = release.load().predict(
         texts := [f"{text} {number}" for number, text in enumerate(TEXTS * 8)]
     )
     options = AppOptions(
@@ -170,13 +172,13 @@ def test_a_choice_is_answered_as_by_the_loaded_release_alone_and_beside_others(
             head.answer(
                 ChooseRequest(text=texts[0]), max_tokens=1000, deadline=time.monotonic() - 1
             )
-    for response, expected in zip(together, wanted, strict=True):
+    for response, prediction in zip(together, reference, strict=True):
         (answer,) = response.predictions
         assert (response.release, response.version) == ("triage", 1)
         assert "not a medical device" in response.disclaimer
-        assert answer.labels == expected.labels
+        assert answer.labels == prediction.labels
         assert list(answer.probabilities.values()) == pytest.approx(
-            expected.probabilities, abs=1e-3
+            prediction.probabilities, abs=1e-3
         )
         assert [answer.probabilities[label] for label in answer.ranked] == sorted(
             answer.probabilities.values(), reverse=True

@@ -23,23 +23,23 @@ def http(
 
 
 def test_a_browser_gets_the_page_and_everybody_else_json() -> None:
-    asked = http()
-    found = asked.get("/", headers=BROWSER)
-    assert found.headers["content-type"].startswith("text/html")
-    assert found.text.startswith("<!doctype html>")
+    client = http()
+    response = client.get("/", headers=BROWSER)
+    assert response.headers["content-type"].startswith("text/html")
+    assert response.text.startswith("<!doctype html>")
     for accept in ("*/*", "application/json"):
-        told = asked.get("/", headers={"accept": accept})
-        assert told.json()["models"] == list(fake_service.CARDS)
-        assert told.headers["vary"] == found.headers["vary"] == "accept"
+        answer = client.get("/", headers={"accept": accept})
+        assert answer.json()["models"] == list(fake_service.CARDS)
+        assert answer.headers["vary"] == response.headers["vary"] == "accept"
 
 
 def test_the_page_is_shown_without_a_token_and_nothing_else_is() -> None:
-    asked = http(digests=frozenset({auth.digest("right")}))
-    assert asked.get("/", headers=BROWSER).status_code == 200
-    assert not any(name in asked.get("/", headers=BROWSER).text for name in fake_service.CARDS)
-    assert asked.get("/").status_code == 401
-    assert asked.get("/v1/releases", headers=BROWSER).status_code == 401
-    assert asked.get("/v1/releases", headers={"authorization": "Bearer right"}).status_code == 200
+    client = http(digests=frozenset({auth.digest("right")}))
+    assert client.get("/", headers=BROWSER).status_code == 200
+    assert not any(name in client.get("/", headers=BROWSER).text for name in fake_service.CARDS)
+    assert client.get("/").status_code == 401
+    assert client.get("/v1/releases", headers=BROWSER).status_code == 401
+    assert client.get("/v1/releases", headers={"authorization": "Bearer right"}).status_code == 200
 
 
 def test_the_policy_lets_in_exactly_the_sheet_and_the_script_of_the_page() -> None:
@@ -47,8 +47,8 @@ def test_the_policy_lets_in_exactly_the_sheet_and_the_script_of_the_page() -> No
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     for name, tag in (("style", "style"), ("script", "script")):
-        (held,) = re.findall(rf"<{tag}>(.*?)</{tag}>", home.html(), re.DOTALL)
-        digest = home.digest(held)
+        (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", home.html(), re.DOTALL)
+        digest = home.digest(content)
         assert f"{name}-src {digest}" in policy
     assert "/*sheet*/" not in home.html()
     assert "/*script*/" not in home.html()
@@ -74,9 +74,9 @@ def test_the_page_has_the_colours_of_the_reports(colours: dict[str, str]) -> Non
 
 
 def test_releases_tell_task_path_form_labels_and_figures() -> None:
-    found = {one["id"]: one for one in http().get("/v1/releases").json()["data"]}
-    assert list(found) == list(fake_service.CARDS)
-    symptoms, questions = found["symptoms@best"], found["pubmedqa@2"]
+    response = {one["id"]: one for one in http().get("/v1/releases").json()["data"]}
+    assert list(response) == list(fake_service.CARDS)
+    symptoms, questions = response["symptoms@best"], response["pubmedqa@2"]
     assert (symptoms["path"], symptoms["form"]["fields"], symptoms["terms"][0]) == (
         "/v1/choose",
         [{"name": "symptoms", "kind": "terms"}],
@@ -87,7 +87,7 @@ def test_releases_tell_task_path_form_labels_and_figures() -> None:
         "question": "line",
     }
     assert questions["form"]["parts"] == [["", "contexts"], ["\n\nQuestion: ", "question"]]
-    assert found["cancer@best"]["figures"][0] == {
+    assert response["cancer@best"]["figures"][0] == {
         "metric": "f1_macro",
         "validation": 0.9123,
         "test": 0.9011,
@@ -97,7 +97,7 @@ def test_releases_tell_task_path_form_labels_and_figures() -> None:
 def test_a_release_that_does_not_answer_is_told_beside_those_that_do() -> None:
     service = fake_service.Service()
     service.refusal = Refusal(503, "unavailable", "no replica of this release could answer")
-    found = http(service).get("/v1/releases")
-    assert found.status_code == 200
-    assert found.json()["data"] == []
-    assert [one["id"] for one in found.json()["unavailable"]] == list(fake_service.CARDS)
+    response = http(service).get("/v1/releases")
+    assert response.status_code == 200
+    assert response.json()["data"] == []
+    assert [one["id"] for one in response.json()["unavailable"]] == list(fake_service.CARDS)

@@ -76,7 +76,7 @@ def test_an_abstract_gets_its_label_confidence_and_bars(
     page.value("document.getElementById('send').click()")
     page.until("!document.getElementById('answer').hidden")
     assert page.text(".verdict") == "cancer"
-    assert "Confidence 83.0 %" in page.text("#found")
+    assert "Confidence 83.0 %" in page.text("#result")
     assert page.value(
         "[...document.querySelectorAll('.bars li')].map(held => held.textContent)"
     ) == [
@@ -95,10 +95,10 @@ def test_an_abstract_gets_its_label_confidence_and_bars(
 
 def test_symptoms_are_picked_by_keyboard_and_diseases_ranked(page: Served) -> None:
     page.open("symptoms@best", width=360)
-    for typed in ("Skin Rash", "itching", "hiccups"):
-        page.type("#field-symptoms", typed)
+    for term in ("Skin Rash", "itching", "hiccups"):
+        page.type("#field-symptoms", term)
         page.enter()
-    assert page.text("#fields [role=status]") == "hiccups is not one that it was trained with."
+    assert page.text("#fields [role=status]") == "hiccups does not occur in the training data."
     page.value("document.querySelectorAll('.chips button')[1].focus()")
     page.enter()  # removes it
     page.value("document.getElementById('field-symptoms').focus()")
@@ -106,8 +106,8 @@ def test_symptoms_are_picked_by_keyboard_and_diseases_ranked(page: Served) -> No
     page.until("!document.getElementById('answer').hidden")
     assert page.service.requests[0].text == "skin rash; hiccups"
     assert page.text(".bars .name") == fake_service.DISEASES[-1]
-    assert page.value("document.querySelectorAll('#found > .bars li').length") == 12
-    assert "Abstained" in page.text("#found")
+    assert page.value("document.querySelectorAll('#result > .bars li').length") == 12
+    assert "Abstained" in page.text("#result")
     page.is_clean()
 
 
@@ -144,13 +144,13 @@ def test_mentions_are_marked_where_they_stand_whatever_characters_come_before(pa
         == "😀 <b>Aspirin</b> or aspirindrug in lung cancerdisease and asthmadisease 𝛂"
     )
     assert page.text(".verdict") == "3 mentions"
-    assert page.text("#found tbody tr") == "aspirindrug90.0 %"
+    assert page.text("#result tbody tr") == "aspirindrug90.0 %"
     page.is_clean()
 
 
 def test_a_conversation_streams_as_text_goes_on_and_stops(page: Served) -> None:
     page.open("adviser@best", width=360)
-    page.type("#said", "What is asthma?")
+    page.type("#message", "What is asthma?")
     page.enter()
     page.until("document.querySelector('.turn.assistant')?.textContent.includes('Asthma')")
     page.until("document.getElementById('stop').hidden")
@@ -158,8 +158,8 @@ def test_a_conversation_streams_as_text_goes_on_and_stops(page: Served) -> None:
         page.text(".turn.assistant p")
         == "".join(fake_service.WORDS) + "\n\n" + fake_service.WARNING
     )
-    assert page.value("document.querySelectorAll('#talk img').length") == 0
-    page.type("#said", "And then?")
+    assert page.value("document.querySelectorAll('#transcript img').length") == 0
+    page.type("#message", "And then?")
     page.enter()
     page.until(
         "document.querySelectorAll('.turn.assistant').length === 2 && "
@@ -171,12 +171,12 @@ def test_a_conversation_streams_as_text_goes_on_and_stops(page: Served) -> None:
         "user",
     ]
     page.service.pause_s = 5
-    page.type("#said", "More")
+    page.type("#message", "More")
     page.enter()
     page.until("!document.getElementById('stop').hidden")
     page.value("document.getElementById('stop').click()")
-    page.until("document.getElementById('telling').textContent === 'Stopped.'")
-    assert page.value("document.getElementById('said').value") == "More"
+    page.until("document.getElementById('chat-status').textContent === 'Stopped.'")
+    assert page.value("document.getElementById('message').value") == "More"
     page.is_clean()
 
 
@@ -197,14 +197,14 @@ def test_the_card_tells_figures_labels_and_origin(page: Served) -> None:
 def test_every_control_is_reached_by_tab_and_has_a_name(page: Served) -> None:
     page.open("cancer@best")
     page.value("document.body.focus()")
-    seen = [page.tab_key() for _ in range(6)]
-    assert seen[0] == "Skip to the question"
-    assert seen[1:5] == ["release", "field-text", "send", "clear"]
-    unnamed = (
+    stops = [page.tab_key() for _ in range(6)]
+    assert stops[0] == "Skip to the form"
+    assert stops[1:5] == ["release", "field-text", "send", "clear"]
+    num_without_name = (
         "[...document.querySelectorAll('input,select,textarea,button')].filter(held => "
         "!held.labels?.length && !held.textContent.trim()).length"
     )
-    assert page.value(unnamed) == 0
+    assert page.value(num_without_name) == 0
 
 
 def test_a_refusal_is_a_sentence_and_the_next_answer_takes_it_away(page: Served) -> None:
@@ -217,7 +217,7 @@ def test_a_refusal_is_a_sentence_and_the_next_answer_takes_it_away(page: Served)
     page.until("!document.getElementById('problem').hidden")
     assert (
         page.text("#problem")
-        == "Too many texts are waiting; try again later. It can be asked again in 3 seconds."
+        == "Too many texts are waiting; try again later. Retry after 3 seconds."
     )
     page.service.refusal = None
     page.value("document.getElementById('send').click()")

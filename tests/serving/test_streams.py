@@ -64,7 +64,7 @@ def later() -> float:
     return time.monotonic() + 10
 
 
-def made(
+def build_streams(
     generation: Counting,
     thread: ThreadPoolExecutor,
     *,
@@ -74,7 +74,7 @@ def made(
     return Streams(lambda: generation, thread, token_budget=rows, waiting_tokens=waiting_tokens)  # type: ignore[arg-type,return-value]
 
 
-def asked(num: int) -> Sampling:
+def sampling_of(num: int) -> Sampling:
     return Sampling(max_tokens=num)
 
 
@@ -89,9 +89,10 @@ def test_requests_at_once_are_generated_together_and_each_is_told_its_own() -> N
     generation = Counting()
     with ThreadPoolExecutor(1) as thread, ThreadPoolExecutor(6) as clients:
         generation.go.clear()
-        streams = made(generation, thread)
+        streams = build_streams(generation, thread)
         answers = [
-            clients.submit(streams.collect, [[number]], asked(4), later()) for number in range(6)
+            clients.submit(streams.collect, [[number]], sampling_of(4), later())
+            for number in range(6)
         ]
         wait_for(lambda: streams.num_waiting + streams.num_running == 6)
         generation.go.set()
@@ -104,14 +105,14 @@ def test_requests_at_once_are_generated_together_and_each_is_told_its_own() -> N
 
 def test_between_two_prompts_that_join_those_under_way_get_a_step() -> None:
     generation = Counting()
-    told: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    results: queue.SimpleQueue[Any] = queue.SimpleQueue()
     with ThreadPoolExecutor(1) as thread:
-        streams = made(generation, thread, rows=3)
+        streams = build_streams(generation, thread, rows=3)
         generation.go.clear()
-        streams.start([0], asked(9), told.put, later())
+        streams.start([0], sampling_of(9), results.put, later())
         wait_for(lambda: streams.num_running == 1)
         for number in (1, 2, 3, 4):
-            streams.start([number], asked(2), told.put, later())
+            streams.start([number], sampling_of(2), results.put, later())
         generation.go.set()
         wait_for(lambda: streams.num_running == streams.num_waiting == 0)
     kinds = [what for what, _ in generation.turns]
@@ -122,17 +123,20 @@ def test_between_two_prompts_that_join_those_under_way_get_a_step() -> None:
 
 def test_a_text_that_nobody_wants_any_more_frees_its_row_and_is_told_no_further() -> None:
     generation = Counting()
-    told: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    results: queue.SimpleQueue[Any] = queue.SimpleQueue()
     with ThreadPoolExecutor(1) as thread:
-        streams = made(generation, thread, rows=1)
-        long = streams.start([7], asked(10**6), told.put, later())
-        told.get(timeout=10)
+        streams = build_streams(generation, thread, rows=1)
+        long = streams.start([7], sampling_of(10**6), results.put, later())
+        results.get(timeout=10)
         waiting = streams.start(
-            [8], asked(10**5), lambda found: pytest.fail("was cancelled while it waited"), later()
+            [8],
+            sampling_of(10**5),
+            lambda texts: pytest.fail("was cancelled while it waited"),
+            later(),
         )
         streams.cancel(waiting)
         streams.cancel(long)
-        assert streams.collect([[9]], asked(2), later())[0].text == "9 9 "
+        assert streams.collect([[9]], sampling_of(2), later())[0].text == "9 9 "
         wait_for(lambda: not generation.rows)
     assert [8] not in [rows for _, rows in generation.turns]
 
@@ -140,10 +144,10 @@ def test_a_text_that_nobody_wants_any_more_frees_its_row_and_is_told_no_further(
 def test_who_comes_too_late_is_told_so_waiting_or_under_way() -> None:
     generation = Counting()
     with ThreadPoolExecutor(1) as thread, ThreadPoolExecutor(2) as clients:
-        streams = made(generation, thread, rows=1, waiting_tokens=10**8)
-        running = clients.submit(streams.collect, [[1]], asked(10**6), time.monotonic() + 0.2)
+        streams = build_streams(generation, thread, rows=1, waiting_tokens=10**8)
+        running = clients.submit(streams.collect, [[1]], sampling_of(10**6), time.monotonic() + 0.2)
         wait_for(lambda: streams.num_running == 1)
-        waiting = clients.submit(streams.collect, [[2]], asked(10**6), time.monotonic() + 0.1)
+        waiting = clients.submit(streams.collect, [[2]], sampling_of(10**6), time.monotonic() + 0.1)
         for late in (running, waiting):
             with pytest.raises(LateError):
                 late.result(timeout=10)
@@ -153,29 +157,29 @@ def test_who_comes_too_late_is_told_so_waiting_or_under_way() -> None:
 def test_a_full_queue_refuses_and_takes_again_when_it_has_emptied() -> None:
     generation = Counting()
     generation.go.clear()
-    told: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    results: queue.SimpleQueue[Any] = queue.SimpleQueue()
     with ThreadPoolExecutor(1) as thread:
-        streams = made(generation, thread, rows=1, waiting_tokens=50)
-        streams.start([1], asked(5), told.put, later())
+        streams = build_streams(generation, thread, rows=1, waiting_tokens=50)
+        streams.start([1], sampling_of(5), results.put, later())
         wait_for(lambda: streams.num_running == 1)
-        streams.start([2], asked(40), told.put, later())
+        streams.start([2], sampling_of(40), results.put, later())
         with pytest.raises(OverloadedError, match="at most 50 may"):
-            streams.start([3], asked(9), told.put, later())
+            streams.start([3], sampling_of(9), results.put, later())
         generation.go.set()
         wait_for(lambda: streams.num_running == streams.num_waiting == 0)
-        assert streams.collect([[3]], asked(9), later())[0].num_tokens == 9
+        assert streams.collect([[3]], sampling_of(9), later())[0].num_tokens == 9
 
 
 def test_a_step_that_fails_tells_all_who_were_in_it_and_the_next_ones_go_on() -> None:
     generation = Counting()
     generation.fail = True
     with ThreadPoolExecutor(1) as thread:
-        streams = made(generation, thread)
+        streams = build_streams(generation, thread)
         with pytest.raises(RuntimeError, match="broken"):
-            streams.collect([[1], [2]], asked(5), later())
+            streams.collect([[1], [2]], sampling_of(5), later())
         wait_for(lambda: streams.num_running == streams.num_waiting == 0)
         generation.fail = False
-        assert streams.collect([[3]], asked(2), later())[0].text == "3 3 "
+        assert streams.collect([[3]], sampling_of(2), later())[0].text == "3 3 "
 
 
 def test_prompts_of_one_request_come_back_in_their_order_each_with_a_seed_of_its_own() -> None:
@@ -186,19 +190,19 @@ def test_prompts_of_one_request_come_back_in_their_order_each_with_a_seed_of_its
         seeds.append(sampling.seed) or row(index, prompt, sampling)
     )  # type: ignore[method-assign,func-returns-value]
     with ThreadPoolExecutor(1) as thread:
-        found = made(generation, thread).collect(
+        texts = build_streams(generation, thread).collect(
             [[4], [5], [6]], Sampling(max_tokens=2, seed=3), later()
         )
-    assert [chunk.text for chunk in found] == ["4 4 ", "5 5 ", "6 6 "]
+    assert [chunk.text for chunk in texts] == ["4 4 ", "5 5 ", "6 6 "]
     assert seeds == [3, 4, 5]
 
 
 def test_others_compute_in_the_same_thread_between_two_steps() -> None:
     generation = Counting()
-    told: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    results: queue.SimpleQueue[Any] = queue.SimpleQueue()
     with ThreadPoolExecutor(1) as thread:
-        streams = made(generation, thread)
-        stream = streams.start([1], asked(10**6), told.put, later())
+        streams = build_streams(generation, thread)
+        stream = streams.start([1], sampling_of(10**6), results.put, later())
         assert [thread.submit(lambda at=at: at).result(timeout=5) for at in range(3)] == [0, 1, 2]
         assert streams.num_running == 1
         streams.cancel(stream)

@@ -34,7 +34,7 @@ TOKENS, CLIENTS = 60, 6
 
 
 @dataclass(frozen=True)
-class Told:
+class Answer:
     question: str
     text: str
     finish: str | None
@@ -61,20 +61,20 @@ class Adviser:
             ]
         )
 
-    def ask(self, question: str, *, stream: bool) -> Told:
+    def ask(self, question: str, *, stream: bool) -> Answer:
         client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=TOKEN, max_retries=0, timeout=60)
         start = time.monotonic()
         messages: Any = [{"role": "user", "content": question}]
-        found: Any = client.chat.completions.create(
+        response: Any = client.chat.completions.create(
             model="adviser@best", messages=messages, max_tokens=TOKENS, stream=stream
         )
-        chunks = list(found) if stream else [found]
+        chunks = list(response) if stream else [response]
         text = "".join(
             (piece.choices[0].delta if stream else piece.choices[0].message).content or ""
             for piece in chunks
         )
         releases = frozenset((piece.release, piece.version) for piece in chunks)
-        return Told(
+        return Answer(
             question, text, chunks[-1].choices[0].finish_reason, releases, start, time.monotonic()
         )
 
@@ -125,38 +125,40 @@ def adviser(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
         end_serve()
 
 
-def expected(adviser: Adviser) -> dict[int, dict[str, tuple[str, str | None]]]:
-    found: dict[int, dict[str, tuple[str, str | None]]] = {}
+def reference_texts(adviser: Adviser) -> dict[int, dict[str, tuple[str, str | None]]]:
+    texts_by_version: dict[int, dict[str, tuple[str, str | None]]] = {}
     for version in (1, 2):
-        loaded = medray.load(f"adviser@{version}", storage_path=str(adviser.storage))
+        release = medray.load(f"adviser@{version}", storage_path=str(adviser.storage))
         prompts = [
-            loaded.task.prompt([Message("user", question)], loaded.engine.tokenizer, TOKENS)
+            release.task.prompt([Message("user", question)], release.engine.tokenizer, TOKENS)
             for question in QUESTIONS
         ]  # type: ignore[attr-defined]
-        texts = gather(loaded.engine.generate(prompts, Sampling(max_tokens=TOKENS)), len(QUESTIONS))
-        found[version] = {
+        texts = gather(
+            release.engine.generate(prompts, Sampling(max_tokens=TOKENS)), len(QUESTIONS)
+        )
+        texts_by_version[version] = {
             question: (f"{one.text}\n\n{DISCLAIMER}", one.finish)
             for question, one in zip(QUESTIONS, texts, strict=True)
         }
-    return found
+    return texts_by_version
 
 
 def test_a_promotion_under_streams_breaks_none_and_mixes_no_two_versions(adviser: Adviser) -> None:
-    wanted = expected(adviser)
-    assert all(wanted[1][question] != wanted[2][question] for question in QUESTIONS)
+    texts = reference_texts(adviser)
+    assert all(texts[1][question] != texts[2][question] for question in QUESTIONS)
     stop = threading.Event()
 
-    def listen(number: int) -> list[Told]:
-        heard = []
+    def listen(number: int) -> list[Answer]:
+        answers = []
         while not stop.is_set():
-            heard.append(
+            answers.append(
                 adviser.ask(
-                    QUESTIONS[(number + len(heard)) % len(QUESTIONS)], stream=number % 3 > 0
+                    QUESTIONS[(number + len(answers)) % len(QUESTIONS)], stream=number % 3 > 0
                 )
             )
-        return heard
+        return answers
 
-    moved = []
+    moves = []
     with ThreadPoolExecutor(CLIENTS) as pool:
         listening = [pool.submit(listen, number) for number in range(CLIENTS)]
         try:
@@ -168,27 +170,30 @@ def test_a_promotion_under_streams_breaks_none_and_mixes_no_two_versions(adviser
             ):
                 start = time.monotonic()
                 assert adviser.run(*arguments) == 0
-                moved.append((start, time.monotonic()))
+                moves.append((start, time.monotonic()))
                 time.sleep(1.5)
         finally:
             stop.set()
-        heard = [
-            told for one in listening for told in one.result(timeout=120)
+        answers = [
+            answer for one in listening for answer in one.result(timeout=120)
         ]  # a request that failed raises here
     by_version = {
-        version: [told for told in heard if told.releases == {("adviser", version)}]
+        version: [answer for answer in answers if answer.releases == {("adviser", version)}]
         for version in (1, 2)
     }
     print(
-        f"{len(heard)} answers, by version "
-        f"{ ({version: len(found) for version, found in by_version.items()}) }, moves {moved}"
+        f"{len(answers)} answers, by version "
+        f"{ ({version: len(own) for version, own in by_version.items()}) }, moves {moves}"
     )
-    assert len(by_version[1]) + len(by_version[2]) == len(heard)
-    for version, found in by_version.items():
-        assert found
-        for told in found:
-            assert (told.text, told.finish) == wanted[version][told.question]
+    assert len(by_version[1]) + len(by_version[2]) == len(answers)
+    for version, own in by_version.items():
+        assert own
+        for answer in own:
+            assert (answer.text, answer.finish) == texts[version][answer.question]
     under_way = [
-        told for told in heard for start, end in moved if told.start < end and told.end > start
+        answer
+        for answer in answers
+        for start, end in moves
+        if answer.start < end and answer.end > start
     ]
     assert len(under_way) >= CLIENTS

@@ -18,7 +18,7 @@ from medray.serving.vllm import Adapter, ReleaseGroup, groups, refused_by_vllm
 from medray.storage import checkpoint
 
 
-def changed(
+def with_changes(
     source: Path, target: Path, adapter: dict[str, Any] | None = None, **manifest: Any
 ) -> Path:
     """A copy of a checkpoint whose adapter or manifest says something else."""
@@ -41,32 +41,34 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     """Advisers of ranks 8 and 12 on one base and one on another; a classifier; what vLLM does not
     load."""
     place = tmp_path_factory.mktemp("groups")
-    found = Registry(str(place / "runs"))
+    store = Registry(str(place / "runs"))
     tiny.base(place, "llama", hidden_size=64)  # vLLM's attention has no heads of less than 32
-    trained = (
+    adapter = (
         tiny.trial(tiny.instruct_study(place, "train.epochs=1", "lora.r=8"), place / "a")
         .run()
         .checkpoint
     )
-    found.publish(trained, "adviser")
-    found.publish(changed(trained, place / "large", {"r": 12}), "adviser")
-    found.publish(trained, "nurse")
-    manifest = checkpoint.read(trained)
+    store.publish(adapter, "adviser")
+    store.publish(with_changes(adapter, place / "large", {"r": 12}), "adviser")
+    store.publish(adapter, "nurse")
+    manifest = checkpoint.read(adapter)
     other = manifest.base.model_copy(update={"weight_hash": "0" * 64})
-    found.publish(changed(trained, place / "other", base=other), "elsewhere")
-    found.publish(changed(trained, place / "dora", {"use_dora": True}), "dora")
-    found.publish(changed(trained, place / "whole", {"modules_to_save": ["lm_head"]}), "whole")
-    found.publish(
-        changed(trained, place / "new", base=manifest.base.model_copy(update={"family": "gemma"})),
+    store.publish(with_changes(adapter, place / "other", base=other), "elsewhere")
+    store.publish(with_changes(adapter, place / "dora", {"use_dora": True}), "dora")
+    store.publish(with_changes(adapter, place / "whole", {"modules_to_save": ["lm_head"]}), "whole")
+    store.publish(
+        with_changes(
+            adapter, place / "new", base=manifest.base.model_copy(update={"family": "gemma"})
+        ),
         "gemma",
     )
-    found.publish(
-        changed(trained, place / "output", {"target_modules": ["q_proj", "lm_head"]}), "output"
+    store.publish(
+        with_changes(adapter, place / "output", {"target_modules": ["q_proj", "lm_head"]}), "output"
     )
     trial = {**manifest.trial, "model": {**manifest.trial["model"], "quantization": "nf4"}}
-    found.publish(changed(trained, place / "nf4", trial=trial), "nf4")
-    found.publish(tiny.checkpoint(), "cancer")
-    return found
+    store.publish(with_changes(adapter, place / "nf4", trial=trial), "nf4")
+    store.publish(tiny.checkpoint(), "cancer")
+    return store
 
 
 def options(registry: Registry, *references: str, engine: str = "auto") -> AppOptions:
@@ -76,11 +78,11 @@ def options(registry: Registry, *references: str, engine: str = "auto") -> AppOp
 
 
 @pytest.fixture
-def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def _vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm, "is_installed", lambda: True)
 
 
-@pytest.mark.usefixtures("_installed")
+@pytest.mark.usefixtures("_vllm")
 @pytest.mark.document(
     "000",
     "LoRA versions of one base model are served",
@@ -90,8 +92,8 @@ def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_several_on_a_base_share_an_engine_with_room_for_all_versions_and_a_single_one_is_merged(
     registry: Registry,
 ) -> None:
-    found = groups(registry, options(registry, "adviser@1", "cancer", "nurse", "elsewhere"))
-    assert found == [
+    parts = groups(registry, options(registry, "adviser@1", "cancer", "nurse", "elsewhere"))
+    assert parts == [
         ReleaseGroup(
             "vllm", ("adviser@1", "nurse"), Adapter(16, frozenset(FAMILIES["llama"].lora_targets))
         ),
@@ -103,7 +105,7 @@ def test_several_on_a_base_share_an_engine_with_room_for_all_versions_and_a_sing
     ]
 
 
-@pytest.mark.usefixtures("_installed")
+@pytest.mark.usefixtures("_vllm")
 @pytest.mark.parametrize(
     ("name", "because"),
     [
@@ -126,7 +128,7 @@ def test_what_vllm_does_not_load_stays_with_transformers_and_says_why(
     )
 
 
-@pytest.mark.usefixtures("_installed")
+@pytest.mark.usefixtures("_vllm")
 @pytest.mark.document(
     "000",
     "vLLM serves the classifier",
@@ -141,16 +143,16 @@ def test_vllm_that_is_asked_for_must_take_what_talks_and_leaves_heads_alone(
 ) -> None:
     with pytest.raises(ServingError, match="vllm cannot serve dora: its adapter has use_dora"):
         groups(registry, options(registry, "dora", engine="vllm"))
-    found = groups(registry, options(registry, "cancer", "nurse", engine="vllm"))
-    assert [group.engine for group in found] == ["vllm", "transformers"]
+    parts = groups(registry, options(registry, "cancer", "nurse", engine="vllm"))
+    assert [group.engine for group in parts] == ["vllm", "transformers"]
 
 
 def test_without_vllm_every_release_has_a_deployment_of_its_own_and_asking_for_it_is_an_error(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vllm, "is_installed", lambda: False)
-    found = groups(registry, options(registry, "adviser@1", "nurse"))
-    assert found == [
+    parts = groups(registry, options(registry, "adviser@1", "nurse"))
+    assert parts == [
         ReleaseGroup("transformers", ("adviser@1",)),
         ReleaseGroup("transformers", ("nurse",)),
     ]
@@ -158,7 +160,7 @@ def test_without_vllm_every_release_has_a_deployment_of_its_own_and_asking_for_i
         groups(registry, options(registry, "nurse", engine="vllm"))
 
 
-@pytest.mark.usefixtures("_installed")
+@pytest.mark.usefixtures("_vllm")
 def test_publishing_says_that_vllm_does_not_take_a_release_that_talks(registry: Registry) -> None:
     assert "dora@1 will be served by transformers and not by vLLM: its adapter has use_dora" in str(
         engine_note(registry.resolve("dora"))
@@ -167,12 +169,12 @@ def test_publishing_says_that_vllm_does_not_take_a_release_that_talks(registry: 
         assert engine_note(registry.resolve(name)) is None
 
 
-@pytest.mark.usefixtures("_installed")
+@pytest.mark.usefixtures("_vllm")
 def test_what_is_missing_waits_in_a_deployment_of_its_own(registry: Registry) -> None:
-    found = groups(
+    parts = groups(
         registry, options(registry, "nurse", "doctor@best"), {"doctor@best": "it is not there"}
     )
-    assert found == [
+    assert parts == [
         ReleaseGroup("vllm", ("nurse",)),
         ReleaseGroup("transformers", ("doctor@best",), is_missing=True),
     ]

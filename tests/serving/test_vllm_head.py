@@ -44,30 +44,30 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     """Two advisers and a nurse on one base; an adviser whose probe is another's."""
     place = tmp_path_factory.mktemp("shared")
     tiny.base(place, "llama", hidden_size=64, max_position_embeddings=256)
-    found = Registry(str(place / "runs"))
-    trained = []
+    store = Registry(str(place / "runs"))
+    checkpoints = []
     for seed, name in enumerate(("adviser", "nurse", "adviser")):
         folder = place / str(seed)
         study = tiny.instruct_study(
             place, f"seed={seed}", f"storage_path={folder}", f"lora.r={4 + 8 * seed}"
         )
-        trained.append(tiny.trial(study, folder).run().checkpoint)
-        found.publish(trained[-1], name)
-    manifest = checkpoint.read(trained[0]).model_copy(
-        update={"probe": checkpoint.read(trained[1]).probe}
+        checkpoints.append(tiny.trial(study, folder).run().checkpoint)
+        store.publish(checkpoints[-1], name)
+    manifest = checkpoint.read(checkpoints[0]).model_copy(
+        update={"probe": checkpoint.read(checkpoints[1]).probe}
     )
 
     def fill(folder: Path) -> None:
-        for path in trained[0].rglob("*"):
+        for path in checkpoints[0].rglob("*"):
             if path.is_file() and path.name != checkpoint.MANIFEST:
-                copy = folder / path.relative_to(trained[0])
+                copy = folder / path.relative_to(checkpoints[0])
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 copy.write_bytes(path.read_bytes())
 
     checkpoint.save(place / "wrong", fill, manifest)
-    found.publish(place / "wrong", "wrong")
-    found.point("adviser", "best", 1)
-    return found
+    store.publish(place / "wrong", "wrong")
+    store.point("adviser", "best", 1)
+    return store
 
 
 def options(registry: Registry, *references: str, **others: Any) -> AppOptions:
@@ -82,12 +82,12 @@ def options(registry: Registry, *references: str, **others: Any) -> AppOptions:
 
 
 def opener(registry: Registry, *references: str) -> VllmModels:
-    asked = options(registry, *references)
-    (group,) = groups(registry, asked)
-    return VllmModels(group, asked, threads=1, gpus=0)
+    app_options = options(registry, *references)
+    (group,) = groups(registry, app_options)
+    return VllmModels(group, app_options, threads=1, gpus=0)
 
 
-def told(chat: ChatModel, question: str) -> Chunk:
+def complete(chat: ChatModel, question: str) -> Chunk:
     answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
     chat.begin(
         Conversation((Message("user", question),), Sampling(), 6, whole=False),
@@ -101,16 +101,16 @@ def told(chat: ChatModel, question: str) -> Chunk:
     return gather(chunks, 1)[0]
 
 
-def wanted(release: Release) -> list[tuple[str, str | None]]:
+def reference_texts(release: Release) -> list[tuple[str, str | None]]:
     """What the release says on transformers, in fp32."""
-    loaded = release.load(precision="fp32")
+    model = release.load(precision="fp32")
     prompts = [
-        loaded.task.prompt([Message("user", question)], loaded.engine.tokenizer, 6)
+        model.task.prompt([Message("user", question)], model.engine.tokenizer, 6)
         for question in QUESTIONS
     ]  # type: ignore[attr-defined]
     return [
         (chunk.text, chunk.finish)
-        for chunk in gather(loaded.engine.generate(prompts, Sampling(max_tokens=6)), len(prompts))
+        for chunk in gather(model.engine.generate(prompts, Sampling(max_tokens=6)), len(prompts))
     ]
 
 
@@ -121,17 +121,17 @@ def test_a_single_release_is_merged_and_a_merged_model_that_fails_its_probe_is_r
     release, opening = registry.resolve("adviser@1"), opener(registry, "adviser@1")
     chat = opening.open(release)
     assert not opening.group.is_shared
-    found = [told(chat, question) for question in QUESTIONS]
-    assert [(chunk.text, chunk.finish) for chunk in found] == wanted(release)
+    chunks = [complete(chat, question) for question in QUESTIONS]
+    assert [(chunk.text, chunk.finish) for chunk in chunks] == reference_texts(release)
     core = chat.streams.engine.core  # type: ignore[attr-defined]
     merged = vllm_head.merged_folder(release)
-    monkeypatch.setattr(vllm_head, "merged_folder", lambda asked: merged)
+    monkeypatch.setattr(vllm_head, "merged_folder", lambda release: merged)
     monkeypatch.setattr(opening, "_start", lambda folder: core)  # the model of another release
     with pytest.raises(ArtifactError, match="answers its probe with"):
         opening.open(registry.resolve("nurse@1"))
     with pytest.raises(ServingError, match="tokens would wait"):
         chat.streams.waiting_tokens = 1  # type: ignore[attr-defined]
-        told(chat, "glucose")
+        complete(chat, "glucose")
 
 
 def test_releases_that_share_an_engine_follow_their_aliases_over_http(
@@ -142,19 +142,19 @@ def test_releases_that_share_an_engine_follow_their_aliases_over_http(
 
     from medray.serving.app import build
 
-    asked = options(registry, "adviser@best", "nurse", follow_s=0.3, retry_s=1)
-    assert groups(registry, asked)[0].is_shared
+    app_options = options(registry, "adviser@best", "nurse", follow_s=0.3, retry_s=1)
+    assert groups(registry, app_options)[0].is_shared
     port = free_port()
     serve.start(
         proxy_location="HeadOnly",
         http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": 120},
     )
     try:
-        serve.run(build(asked), name="medray")
+        serve.run(build(app_options), name="medray")
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=120)
 
         def says(model: str) -> list[tuple[str, str | None]]:
-            found = []
+            texts = []
             for question in QUESTIONS:
                 pieces = list(
                     client.chat.completions.create(
@@ -167,11 +167,14 @@ def test_releases_that_share_an_engine_follow_their_aliases_over_http(
                 text = "".join(
                     piece.choices[0].delta.content or "" for piece in pieces if piece.choices
                 )
-                found.append((text.split("\n\n")[0].strip(), pieces[-1].choices[0].finish_reason))
-            return found
+                texts.append((text.split("\n\n")[0].strip(), pieces[-1].choices[0].finish_reason))
+            return texts
 
         def right(reference: str) -> list[tuple[str, str | None]]:
-            return [(text.strip(), finish) for text, finish in wanted(registry.resolve(reference))]
+            return [
+                (text.strip(), finish)
+                for text, finish in reference_texts(registry.resolve(reference))
+            ]
 
         assert says("adviser@best") == right("adviser@1")
         assert says("nurse") == right("nurse@1")
@@ -186,8 +189,8 @@ def test_releases_that_share_an_engine_follow_their_aliases_over_http(
             len(
                 {
                     report["replica"]
-                    for found in health(port)["releases"].values()
-                    for report in found["replicas"]
+                    for release in health(port)["releases"].values()
+                    for report in release["replicas"]
                 }
             )
             == 1
@@ -201,8 +204,10 @@ def test_an_adapter_that_fails_its_probe_never_answers(registry: Registry) -> No
     chat = opening.open(registry.resolve("adviser@1"))
     with pytest.raises(ArtifactError, match="answers its probe with"):
         opening.open(registry.resolve("wrong@1"))
-    found = [told(chat, question) for question in QUESTIONS]
-    assert [(chunk.text, chunk.finish) for chunk in found] == wanted(registry.resolve("adviser@1"))
+    chunks = [complete(chat, question) for question in QUESTIONS]
+    assert [(chunk.text, chunk.finish) for chunk in chunks] == reference_texts(
+        registry.resolve("adviser@1")
+    )
     assert opening.group == ReleaseGroup("vllm", ("adviser@1", "wrong"), opening.group.room)
 
 

@@ -1,28 +1,28 @@
 "use strict";
-// What a server sent is only ever put into text nodes.
+// Text from the server only goes into text nodes.
 const $ = id => document.getElementById(id);
 const CHAT = "/v1/chat/completions", KEY = "medray-token", MANY = 12, LISTED = 60;
-const state = { cards: [], card: null, picked: {}, turns: [], stopper: null };
+const state = { cards: [], card: null, terms: {}, turns: [], stopper: null };
 
 function make(tag, attributes, ...children) {
-  const made = document.createElement(tag);
+  const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes || {})) {
-    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-    else if (value !== undefined && value !== false) made.setAttribute(name, value === true ? "" : value);
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value !== undefined && value !== false) element.setAttribute(name, value === true ? "" : value);
   }
-  made.append(...children.filter(child => child !== undefined && child !== null));
-  return made;
+  element.append(...children.filter(child => child !== undefined && child !== null));
+  return element;
 }
 
-const show = (id, shown) => { $(id).hidden = !shown; };
+const show = (id, isVisible) => { $(id).hidden = !isVisible; };
 const fill = (id, ...children) => $(id).replaceChildren(...children.filter(Boolean));
 const words = name => name.charAt(0).toUpperCase() + name.slice(1).replaceAll("_", " ");
 const percent = value => value > 0 && value < 0.0005 ? "< 0.1 %" : (100 * value).toFixed(1) + " %";
 const same = (one, other) => one.toLowerCase() === other.toLowerCase();
 
 function sentence(text) {
-  const said = String(text).trim();
-  return said.charAt(0).toUpperCase() + said.slice(1) + (/[.!?]$/.test(said) ? "" : ".");
+  const plain = String(text).trim();
+  return plain.charAt(0).toUpperCase() + plain.slice(1) + (/[.!?]$/.test(plain) ? "" : ".");
 }
 
 function complain(text) {
@@ -30,7 +30,7 @@ function complain(text) {
   show("problem", Boolean(text));
 }
 
-// Asking
+// Requests
 
 class Refusal extends Error {
   constructor(status, message) { super(message); this.status = status; }
@@ -41,56 +41,56 @@ async function call(path, body, signal) {
   if (token) headers.authorization = "Bearer " + token;
   if (body) headers["content-type"] = "application/json";
   const options = { method: body ? "POST" : "GET", headers, signal, body: body && JSON.stringify(body), cache: "no-store" };
-  let found;
+  let response;
   try {
-    found = await fetch(path.replace(/^\//, ""), options);
+    response = await fetch(path.replace(/^\//, ""), options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Refusal(0, "The server does not answer");
   }
-  if (found.ok) return found;
-  throw new Refusal(found.status, await reason(found));
+  if (response.ok) return response;
+  throw new Refusal(response.status, await reason(response));
 }
 
-async function reason(found) {
-  const wait = Number(found.headers.get("retry-after"));
-  let said = "The server answered with status " + found.status;
+async function reason(response) {
+  const wait = Number(response.headers.get("retry-after"));
+  let message = "The server answered with status " + response.status;
   try {
-    said = (await found.json()).error.message;
-  } catch { /* a proxy's own page says nothing that helps */ }
-  return wait ? sentence(said) + ` It can be asked again in ${wait} second${wait === 1 ? "" : "s"}.` : said;
+    message = (await response.json()).error.message;
+  } catch { /* a proxy sent a page of its own */ }
+  return wait ? sentence(message) + ` Retry after ${wait} second${wait === 1 ? "" : "s"}.` : message;
 }
 
-function failed(error) {
+function report(error) {
   if (!(error instanceof Refusal)) {
     complain("The page could not read the answer");
     throw error;
   }
   if (error.status !== 401) return complain(error.message);
-  const given = sessionStorage.getItem(KEY) !== null;
+  const hadToken = sessionStorage.getItem(KEY) !== null;
   sessionStorage.removeItem(KEY);
   for (const id of ["served", "ask", "chat", "card"]) show(id, false);
   show("access", true);
-  complain(given ? "This token is not valid here" : "");
+  complain(hadToken ? "This token is not valid here" : "");
   $("token").focus();
 }
 
 async function load() {
   complain("");
-  let found;
+  let releases;
   try {
-    found = await (await call("v1/releases")).json();
+    releases = await (await call("v1/releases")).json();
   } catch (error) {
-    return failed(error);
+    return report(error);
   }
   show("access", false);
-  state.cards = found.data;
-  const others = found.unavailable.map(one => make("option", { disabled: true }, one.id + " (not available now)"));
-  fill("release", ...found.data.map(card => make("option", { value: card.id }, card.id)), ...others);
+  state.cards = releases.data;
+  const others = releases.unavailable.map(one => make("option", { disabled: true }, one.id + " (unavailable now)"));
+  fill("release", ...releases.data.map(card => make("option", { value: card.id }, card.id)), ...others);
   show("served", true);
-  if (!found.data.length) return complain("No release answers now: " + found.unavailable.map(one => one.message).join("; "));
-  const wanted = decodeURIComponent(location.hash.slice(1));
-  choose(found.data.some(card => card.id === wanted) ? wanted : found.data[0].id);
+  if (!releases.data.length) return complain("No release answers now: " + releases.unavailable.map(one => one.message).join("; "));
+  const id = decodeURIComponent(location.hash.slice(1));
+  choose(releases.data.some(card => card.id === id) ? id : releases.data[0].id);
 }
 
 function choose(id) {
@@ -98,14 +98,14 @@ function choose(id) {
   const card = state.card = state.cards.find(one => one.id === id);
   $("release").value = id;
   history.replaceState(null, "", "#" + encodeURIComponent(id));
-  $("about").textContent = `${words(card.task)}, version ${card.version}; programs ask it at ${card.path}.`;
+  $("about").textContent = `${words(card.task)}, version ${card.version}; programs use ${card.path}.`;
   const talks = card.path === CHAT;
   show("ask", !talks);
   show("chat", talks);
   show("answer", false);
   complain("");
   if (talks) converse(); else form();
-  tell(card);
+  describe(card);
 }
 
 $("access").addEventListener("submit", event => {
@@ -117,12 +117,12 @@ $("access").addEventListener("submit", event => {
 $("release").addEventListener("change", event => choose(event.target.value));
 $("question").addEventListener("submit", ask);
 $("clear").addEventListener("click", () => { form(); show("answer", false); complain(""); $("fields").querySelector("input,textarea").focus(); });
-$("speak").addEventListener("submit", say);
+$("chat-form").addEventListener("submit", sendMessage);
 $("stop").addEventListener("click", stop);
-$("anew").addEventListener("click", () => { stop(); converse(); complain(""); $("said").focus(); });
-$("said").addEventListener("keydown", event => {
+$("new-chat").addEventListener("click", () => { stop(); converse(); complain(""); $("message").focus(); });
+$("message").addEventListener("keydown", event => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
-  $("speak").requestSubmit();
+  $("chat-form").requestSubmit();
 });
 load();

@@ -1,7 +1,7 @@
-// The form of a text, as the release's data has it
+// The form of a text, with the fields of the release's training data
 
 function form() {
-  state.picked = {};
+  state.terms = {};
   fill("fields", ...state.card.form.fields.map(field));
   $("ask-title").textContent = { "/v1/extract": "Mark what a text mentions", "/v1/choose": `Which of ${state.card.labels.length} labels` }[state.card.path] || "Classify a text";
 }
@@ -14,26 +14,26 @@ function field({ name, kind }) {
 }
 
 function picker(name, id) {
-  state.picked[name] = [];
-  const known = state.card.terms, chips = make("ul", { class: "chips", "aria-label": "Picked " + name });
-  const list = make("datalist", { id: id + "-terms" }, ...known.map(term => make("option", { value: term })));
-  const note = known.length ? `One of ${known.length} that it was trained with; Enter adds it.` : "Enter adds it.";
+  state.terms[name] = [];
+  const terms = state.card.terms, chips = make("ul", { class: "chips", "aria-label": "Picked " + name });
+  const list = make("datalist", { id: id + "-terms" }, ...terms.map(term => make("option", { value: term })));
+  const note = terms.length ? `The training data has ${terms.length} terms. Press Enter to add one.` : "Press Enter to add a term.";
   const entry = make("input", { id, list: list.id, "aria-describedby": id + "-note" });
-  const said = make("span", { class: "note", role: "status" });
+  const status = make("span", { class: "note", role: "status" });
   const add = () => {
-    const typed = entry.value.trim();
-    if (!typed) return;
-    const term = known.find(one => same(one, typed)) || typed;
+    const text = entry.value.trim();
+    if (!text) return;
+    const term = terms.find(one => same(one, text)) || text;
     entry.value = "";
-    if (state.picked[name].some(one => same(one, term))) return;
-    state.picked[name].push(term);
-    said.textContent = known.length && !known.includes(term) ? `${term} is not one that it was trained with.` : `${term} added.`;
+    if (state.terms[name].some(one => same(one, term))) return;
+    state.terms[name].push(term);
+    status.textContent = terms.length && !terms.includes(term) ? `${term} does not occur in the training data.` : `${term} added.`;
     chips.append(make("li", {}, make("button", { type: "button", "aria-label": "Remove " + term, onclick: remove }, term)));
   };
   const remove = event => {
     const chip = event.currentTarget;
-    state.picked[name] = state.picked[name].filter(one => one !== chip.textContent);
-    said.textContent = `${chip.textContent} removed.`;
+    state.terms[name] = state.terms[name].filter(one => one !== chip.textContent);
+    status.textContent = `${chip.textContent} removed.`;
     chip.parentElement.remove();
     entry.focus();
   };
@@ -42,23 +42,23 @@ function picker(name, id) {
     event.preventDefault();
     add();
   });
-  entry.addEventListener("input", event => {  // one that was picked from the list, with the mouse or the keys
-    if (event.inputType === "insertReplacementText" || !event.inputType) if (known.includes(entry.value)) add();
+  entry.addEventListener("input", event => {  // a term picked from the list
+    if (event.inputType === "insertReplacementText" || !event.inputType) if (terms.includes(entry.value)) add();
   });
   const button = make("button", { type: "button", class: "quiet", onclick: () => { add(); entry.focus(); } }, "Add");
   const label = make("label", { for: id }, words(name));
-  state.picked[name].take = add;
-  return make("div", { class: "field" }, label, make("div", { class: "row" }, entry, button), list, make("p", { class: "note", id: id + "-note" }, note), said, chips);
+  state.terms[name].take = add;
+  return make("div", { class: "field" }, label, make("div", { class: "row" }, entry, button), list, make("p", { class: "note", id: id + "-note" }, note), status, chips);
 }
 
-function written() {
+function composeText() {
   const { parts, fields, separator } = state.card.form, values = {};
   for (const { name, kind } of fields) {
-    if (kind === "terms") state.picked[name].take?.();
-    values[name] = kind === "terms" ? state.picked[name].join(separator) : $("field-" + name).value.trim();
+    if (kind === "terms") state.terms[name].take?.();
+    values[name] = kind === "terms" ? state.terms[name].join(separator) : $("field-" + name).value.trim();
     if (!values[name]) {
       $("field-" + name).focus();
-      throw new Refusal(422, `${words(name)}: nothing was given`);
+      throw new Refusal(422, `${words(name)}: this field is empty`);
     }
   }
   return parts.map(([literal, name]) => literal + (name === null ? "" : values[name])).join("").trim();
@@ -69,16 +69,16 @@ async function ask(event) {
   const card = state.card;
   complain("");
   try {
-    const text = written();
+    const text = composeText();
     $("send").disabled = true;
-    $("asking").textContent = "Asking …";
-    const found = await (await call(card.path, { model: card.id, text })).json();
-    if (card === state.card) answered(text, found);
+    $("ask-status").textContent = "Asking …";
+    const response = await (await call(card.path, { model: card.id, text })).json();
+    if (card === state.card) showAnswer(text, response);
   } catch (error) {
-    failed(error);
+    report(error);
   } finally {
     $("send").disabled = false;
-    $("asking").textContent = "";
+    $("ask-status").textContent = "";
   }
 }
 

@@ -1,9 +1,9 @@
-// Talking
+// Conversations
 
 function converse() {
   state.turns = [];
-  fill("talk");
-  $("telling").textContent = "";
+  fill("transcript");
+  $("chat-status").textContent = "";
 }
 
 function stop() {
@@ -11,21 +11,21 @@ function stop() {
 }
 
 function turn(role, text) {
-  const said = make("p", {}, text);
-  $("talk").append(make("div", { class: "turn " + role }, make("b", {}, role === "user" ? "You" : state.card.id), said));
-  $("talk").scrollTop = $("talk").scrollHeight;
-  return said;
+  const paragraph = make("p", {}, text);
+  $("transcript").append(make("div", { class: "turn " + role }, make("b", {}, role === "user" ? "You" : state.card.id), paragraph));
+  $("transcript").scrollTop = $("transcript").scrollHeight;
+  return paragraph;
 }
 
-async function say(event) {
+async function sendMessage(event) {
   event.preventDefault();
-  const text = $("said").value.trim(), turns = state.turns;
+  const text = $("message").value.trim(), turns = state.turns;
   if (!text || state.stopper) return;
   complain("");
   turns.push({ role: "user", content: text });
   turn("user", text);
-  $("said").value = "";
-  const said = turn("assistant", ""), answer = { role: "assistant", content: "" }, stopper = state.stopper = new AbortController();
+  $("message").value = "";
+  const paragraph = turn("assistant", ""), answer = { role: "assistant", content: "" }, stopper = state.stopper = new AbortController();
   busy(true);
   try {
     for await (const piece of pieces(await call(CHAT, { model: state.card.id, messages: turns, stream: true }, stopper.signal))) {
@@ -33,43 +33,43 @@ async function say(event) {
       const part = piece.choices[0]?.delta?.content;
       if (part) {
         answer.content += part;
-        said.append(part);
-        $("talk").scrollTop = $("talk").scrollHeight;
+        paragraph.append(part);
+        $("transcript").scrollTop = $("transcript").scrollHeight;
       }
       const masked = Object.entries(piece.masked || {});
-      if (masked.length) said.after(remarks({ masked: piece.masked })[0]);
-      if (piece.outcome === "refused") said.parentElement.classList.add("refused");
+      if (masked.length) paragraph.after(remarks({ masked: piece.masked })[0]);
+      if (piece.outcome === "refused") paragraph.parentElement.classList.add("refused");
     }
   } catch (error) {
-    if (error.name === "AbortError") $("telling").textContent = "Stopped.";
-    else failed(error);
+    if (error.name === "AbortError") $("chat-status").textContent = "Stopped.";
+    else report(error);
   } finally {
     if (answer.content) turns.push(answer);
     else {
-      turns.pop();  // an unanswered question is no turn: the next one would follow a question
-      said.parentElement.remove();
-      if (!$("said").value && turns === state.turns) $("said").value = text;
+      turns.pop();  // without an answer, two messages of the user would follow each other
+      paragraph.parentElement.remove();
+      if (!$("message").value && turns === state.turns) $("message").value = text;
     }
     state.stopper = null;
     busy(false);
   }
 }
 
-function busy(is) {
-  $("talk").setAttribute("aria-busy", String(is));
-  $("say").disabled = is;
-  show("stop", is);
-  $("telling").textContent = is ? "Answering …" : $("telling").textContent.replace("Answering …", "");
+function busy(isBusy) {
+  $("transcript").setAttribute("aria-busy", String(isBusy));
+  $("send-message").disabled = isBusy;
+  show("stop", isBusy);
+  $("chat-status").textContent = isBusy ? "Answering …" : $("chat-status").textContent.replace("Answering …", "");
 }
 
-async function* pieces(found) {
-  const reader = found.body.pipeThrough(new TextDecoderStream()).getReader();
-  let held = "";
+async function* pieces(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let buffer = "";
   for (;;) {
     const { done, value } = await reader.read();
-    held += value || "";
-    const events = held.split("\n\n");
-    held = events.pop();
+    buffer += value || "";
+    const events = buffer.split("\n\n");
+    buffer = events.pop();
     for (const event of events) {
       const data = event.replace(/^data: /, "");
       if (data === "[DONE]") return;

@@ -23,7 +23,7 @@ WHOLE = (
 
 
 @contextmanager
-def sent(served: Served, data: bytes) -> Iterator[socket.socket]:
+def connection_with(served: Served, data: bytes) -> Iterator[socket.socket]:
     with socket.create_connection(("127.0.0.1", served.port), timeout=60) as client:
         client.sendall(data)
         yield client
@@ -38,7 +38,7 @@ def read(client: socket.socket) -> tuple[int, bytes, bytes]:
 
 
 def test_a_head_over_the_bound_is_refused_by_the_proxy(served: Served) -> None:
-    with sent(served, HEAD + b"X-A: b\r\n" * 200 + b"\r\n") as client:
+    with connection_with(served, HEAD + b"X-A: b\r\n" * 200 + b"\r\n") as client:
         status, _, body = read(client)
     assert (status, json.loads(body)["error"]["type"]) == (431, "head_too_large")
 
@@ -56,7 +56,7 @@ def test_a_head_over_the_bound_is_refused_by_the_proxy(served: Served) -> None:
     ],
 )
 def test_headers_of_serves_own_change_nothing(served: Served, header: bytes) -> None:
-    with sent(served, WHOLE.replace(b"%s", header)) as client:
+    with connection_with(served, WHOLE.replace(b"%s", header)) as client:
         status, head, body = read(client)
     assert status == 200, body
     assert head.lower().count(b"x-request-id") == 1
@@ -67,7 +67,7 @@ def test_more_slow_bodies_than_serve_takes_requests_stop_nobody(served: Served) 
     with ExitStack() as slow:
         for _ in range(1100):
             slow.enter_context(
-                sent(
+                connection_with(
                     served, HEAD + b"X-Request-Timeout-Seconds: 0\r\nContent-Length: 1000\r\n\r\n{"
                 )
             )
@@ -85,6 +85,6 @@ def test_a_declared_and_an_endless_body_are_refused_by_the_limit_of_the_applicat
         b"Content-Length: 100001\r\n\r\n" + body,
         b"Transfer-Encoding: chunked\r\n\r\n186a1\r\n" + body + b"\r\n0\r\n\r\n",
     ):
-        with sent(served, HEAD + rest) as client:
+        with connection_with(served, HEAD + rest) as client:
             status, _, answer = read(client)
         assert (status, json.loads(answer)["error"]["type"]) == (413, "body_too_large")

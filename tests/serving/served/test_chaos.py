@@ -14,7 +14,7 @@ BODIES = [{"text": f"tumour cell growth {number}", "model": "cancer@best"} for n
 
 
 def pids(name: str) -> list[int]:
-    return [number for number, shown in processes().items() if shown.startswith(name)]
+    return [number for number, command in processes().items() if command.startswith(name)]
 
 
 def wait_for(name: str, count: int, *, besides: int = 0, seconds: float = 60) -> float:
@@ -33,9 +33,9 @@ def test_a_killed_replica_costs_no_request(served: Served) -> None:
         for _ in range(3):
             victim = pids(name)[0]
             os.kill(victim, signal.SIGKILL)
-            took = wait_for(name, 2, besides=victim)
+            duration = wait_for(name, 2, besides=victim)
             time.sleep(8)
-            print(f"replica {victim} killed, another process after {took:.1f} s")
+            print(f"replica {victim} killed, another process after {duration:.1f} s")
     print(f"three replicas killed: {outcome}")
     assert outcome.num_failed == 0, outcome.wrong[:5]
     assert outcome.num_sent > 100

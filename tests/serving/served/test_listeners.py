@@ -14,16 +14,16 @@ pytestmark = pytest.mark.ray
 def test_every_listener_is_on_loopback(served: Served) -> None:
     """What this process and all that it started listen on, by the kernel's own tables."""
     owners = dict(_sockets())
-    found = set()
+    listeners = set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             parts = line.split()
             if parts[3] == "0A" and parts[9] in owners:
                 address, _, port = parts[1].partition(":")
-                found.add((owners[parts[9]], address, int(port, 16)))
-    assert served.port in {port for _, _, port in found}
-    assert len(found) > 5  # Ray's own as well
-    assert {one for one in found if not one[1].endswith("0100007F")} == set()
+                listeners.add((owners[parts[9]], address, int(port, 16)))
+    assert served.port in {port for _, _, port in listeners}
+    assert len(listeners) > 5  # Ray's own as well
+    assert {one for one in listeners if not one[1].endswith("0100007F")} == set()
 
 
 def _sockets() -> Iterator[tuple[str, str]]:

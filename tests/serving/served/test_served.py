@@ -52,10 +52,10 @@ def bodies() -> list[dict[str, Any]]:
     how="by a client in Python, and `curl`",
 )
 def test_served_predictions_are_those_of_the_loaded_release(served: Served) -> None:
-    expected = medray.load("cancer@1", storage_path=str(served.storage))
+    model = medray.load("cancer@1", storage_path=str(served.storage))
     rows = [f"{text} {number}" for number, text in enumerate(TEXTS * 4)]
     with ThreadPoolExecutor(4) as pool:  # together, so that they share batches
-        found = list(
+        answers = list(
             pool.map(
                 lambda text: served.client.classify([text], model="cancer@best").predictions[0],
                 rows,
@@ -63,13 +63,15 @@ def test_served_predictions_are_those_of_the_loaded_release(served: Served) -> N
         )
     together = served.client.classify(rows, model="cancer@1")
     assert (together.release, together.version) == ("cancer", 1)
-    for wanted, one, same in zip(expected.predict(rows), found, together.predictions, strict=True):
-        assert one.labels == same.labels == wanted.labels
-        assert one.label == wanted.labels[0]
+    for prediction, one, same in zip(
+        model.predict(rows), answers, together.predictions, strict=True
+    ):
+        assert one.labels == same.labels == prediction.labels
+        assert one.label == prediction.labels[0]
         assert not one.abstained
         for answer in (one, same):
             assert list(answer.probabilities.values()) == pytest.approx(
-                wanted.probabilities, abs=1e-4
+                prediction.probabilities, abs=1e-4
             )
             assert answer.confidence == max(answer.probabilities.values())
 
@@ -160,10 +162,10 @@ def test_a_full_queue_answers_429_with_retry_after_and_recovers(served: Served) 
     statuses = [status for status, _, _ in answers]
     print(f"flood: {statuses.count(200)} x 200, {statuses.count(429)} x 429")
     assert set(statuses) == {200, 429}
-    refused = [(body, headers) for status, body, headers in answers if status == 429]
+    refusals = [(body, headers) for status, body, headers in answers if status == 429]
     assert all(
         headers["retry-after"] == "1" and body["error"]["type"] == "overloaded"
-        for body, headers in refused
+        for body, headers in refusals
     )
     assert load.ask(served.port, slow, TOKEN)[0] == 200
 
@@ -180,14 +182,14 @@ def test_limits_and_tokens_hold_over_http(served: Served) -> None:
         ({"text": " ", "model": "nobody"}, 404, "unknown_model"),
         ({"text": "a"}, 400, "ambiguous_model"),
     ):
-        found, answer_body, _ = load.ask(served.port, body, TOKEN)
-        assert found == status, answer_body
+        actual, answer_body, _ = load.ask(served.port, body, TOKEN)
+        assert actual == status, answer_body
         assert answer_body.get("error", {}).get("type", "") == kind
     with pytest.raises(
         RefusedError, match=r"404 model: no such release is served; allowed: .*did you mean"
-    ) as caught:
+    ) as error:
         served.client.classify(["a"], model="cance")
-    assert caught.value.status == 404
+    assert error.value.status == 404
     assert served.client.models() == ["cancer@best", "cancer@1", "adviser@1"]
     with pytest.raises(ServingError, match="does not answer"):
         Client(f"http://127.0.0.1:{free_port()}").models()
@@ -206,15 +208,15 @@ def test_no_text_is_in_any_log_and_the_audit_line_is(served: Served) -> None:
         stat.S_IMODE(served.audit.stat().st_mode),
         stat.S_IMODE(served.audit.parent.stat().st_mode),
     ) == (0o600, 0o700)
-    written = {
+    texts_by_path = {
         path: path.read_text(errors="replace") for path in served.logs.rglob("*") if path.is_file()
     }
     assert [
-        str(path) for path, text in written.items() if '"release": "cancer@1"' in text
+        str(path) for path, text in texts_by_path.items() if '"release": "cancer@1"' in text
     ] == []  # Ray's and Serve's have none of it
-    written[served.audit] = served.audit.read_text()
-    assert [str(path) for path, text in written.items() if MARKER in text] == []
-    assert [str(path) for path, text in written.items() if TOKEN in text] == []
+    texts_by_path[served.audit] = served.audit.read_text()
+    assert [str(path) for path, text in texts_by_path.items() if MARKER in text] == []
+    assert [str(path) for path, text in texts_by_path.items() if TOKEN in text] == []
 
 
 def test_prometheus_metrics_name_the_release(served: Served) -> None:
@@ -260,20 +262,20 @@ def test_the_page_and_what_it_learns_of_the_releases_come_from_a_running_serve(
     with urllib.request.urlopen(page) as answer:
         assert answer.headers["content-security-policy"].startswith("default-src 'none'")
         assert answer.read().startswith(b"<!doctype html>")
-    asked = urllib.request.Request(
+    request = urllib.request.Request(
         served.client.url + "/v1/releases", headers={"authorization": f"Bearer {TOKEN}"}
     )
-    with urllib.request.urlopen(asked) as answer:
-        found = json.load(answer)
-    assert found["unavailable"] == []
-    assert [(one["id"], one["release"], one["path"]) for one in found["data"]] == [
+    with urllib.request.urlopen(request) as answer:
+        body = json.load(answer)
+    assert body["unavailable"] == []
+    assert [(one["id"], one["release"], one["path"]) for one in body["data"]] == [
         ("cancer@best", "cancer", "/v1/classify"),
         ("cancer@1", "cancer", "/v1/classify"),
         ("adviser@1", "adviser", "/v1/chat/completions"),
     ]
-    assert all(len(one["labels"]) > 1 for one in found["data"][:2])
+    assert all(len(one["labels"]) > 1 for one in body["data"][:2])
     assert all(
-        any(figure["validation"] is not None for figure in one["figures"]) for one in found["data"]
+        any(figure["validation"] is not None for figure in one["figures"]) for one in body["data"]
     )
 
 
@@ -307,7 +309,7 @@ def test_two_requests_in_flight_over_a_switch_are_each_answered_by_one_model(bes
     """Every answer is exactly what its version says to these texts: no request sees half of two
     models."""
     texts = [text + " " + str(number) for number, text in enumerate(TEXTS)]
-    expected = {
+    reference = {
         version: [
             row.probabilities
             for row in medray.load(f"cancer@{version}", storage_path=str(best.storage)).predict(
@@ -316,18 +318,20 @@ def test_two_requests_in_flight_over_a_switch_are_each_answered_by_one_model(bes
         ]
         for version in (1, 2)
     }
-    stop, seen = threading.Event(), set()
+    stop, versions = threading.Event(), set()
 
     def ask() -> None:
         while not stop.is_set():
-            found = best.client.classify(texts, model="cancer@best")
-            for wanted, answer in zip(expected[found.version], found.predictions, strict=True):
-                assert list(answer.probabilities.values()) == pytest.approx(wanted, abs=1e-4)
-            seen.add(found.version)
+            response = best.client.classify(texts, model="cancer@best")
+            for prediction, answer in zip(
+                reference[response.version], response.predictions, strict=True
+            ):
+                assert list(answer.probabilities.values()) == pytest.approx(prediction, abs=1e-4)
+            versions.add(response.version)
 
     def wait_for(version: int) -> None:
         end = time.monotonic() + 60
-        while version not in seen and not any(one.done() for one in asking):
+        while version not in versions and not any(one.done() for one in asking):
             assert time.monotonic() < end
             time.sleep(0.01)
 
@@ -341,29 +345,29 @@ def test_two_requests_in_flight_over_a_switch_are_each_answered_by_one_model(bes
             stop.set()
         for one in asking:
             one.result(timeout=30)
-    assert seen == {1, 2}
+    assert versions == {1, 2}
 
 
 @pytest.mark.document("001", "test rows are predicted with softmax", where="`medray evaluate`")
 def test_training_evaluate_and_http_say_the_same_of_the_same_rows(
     served: Served, tmp_path: Path
 ) -> None:
-    asked = tiny.study(served.storage.parent / "a", "train.epochs=1")
-    rows = dataset.load(asked.data).validation
-    stored = (
+    study = tiny.study(served.storage.parent / "a", "train.epochs=1")
+    rows = dataset.load(study.data).validation
+    lines = (
         (served.registry.resolve("cancer@1").folder() / "predictions.jsonl")
         .read_text()
         .splitlines()
     )
-    trained = {row["row_id"]: row for row in map(json.loads, stored)}
+    rows_of_training = {row["row_id"]: row for row in map(json.loads, lines)}
     answers = served.client.classify([row.text for row in rows], model="cancer@1").predictions
     for row, answer in zip(rows, answers, strict=True):
-        assert list(answer.labels) == trained[row.id]["labels"]
+        assert list(answer.labels) == rows_of_training[row.id]["labels"]
         assert list(answer.probabilities.values()) == pytest.approx(
-            trained[row.id]["probabilities"], abs=1e-4
+            rows_of_training[row.id]["probabilities"], abs=1e-4
         )
-    judged = evaluate.evaluate(
-        "cancer@1", asked.data, "validation", storage_path=str(served.storage), log_dir=tmp_path
+    evaluation = evaluate.evaluate(
+        "cancer@1", study.data, "validation", storage_path=str(served.storage), log_dir=tmp_path
     )
     right = sum(answer.labels == row.labels for row, answer in zip(rows, answers, strict=True))
-    assert judged.metrics.values["accuracy"] == pytest.approx(right / len(rows))
+    assert evaluation.metrics.values["accuracy"] == pytest.approx(right / len(rows))

@@ -27,24 +27,24 @@ MARKER = "xylophonist"
     where="`/v1/chat/completions`",
 )
 def test_what_is_told_is_what_the_loaded_release_says_streamed_and_not(served: Served) -> None:
-    loaded = medray.load("adviser@1", storage_path=str(served.storage))
+    release = medray.load("adviser@1", storage_path=str(served.storage))
     questions = ["tumour cell", "renal failure study of a glucose", "fever"]
-    wanted = []
+    texts = []
     for question in questions:
-        prompt = loaded.task.prompt([Message("user", question)], loaded.engine.tokenizer, 20)  # type: ignore[attr-defined]
-        (text,) = gather(loaded.engine.generate([prompt], Sampling(max_tokens=20)), 1)
-        wanted.append((f"{text.text}\n\n{DISCLAIMER}", text.finish, len(prompt), text.num_tokens))
+        prompt = release.task.prompt([Message("user", question)], release.engine.tokenizer, 20)  # type: ignore[attr-defined]
+        (text,) = gather(release.engine.generate([prompt], Sampling(max_tokens=20)), 1)
+        texts.append((f"{text.text}\n\n{DISCLAIMER}", text.finish, len(prompt), text.num_tokens))
 
     def whole(question: str) -> tuple[str, str, int, int]:
-        found = served.say(question, max_tokens=20)
+        answer = served.say(question, max_tokens=20)
         return (
-            found.choices[0].message.content,
-            found.choices[0].finish_reason,
-            found.usage.prompt_tokens,
-            found.usage.completion_tokens,
+            answer.choices[0].message.content,
+            answer.choices[0].finish_reason,
+            answer.usage.prompt_tokens,
+            answer.usage.completion_tokens,
         )
 
-    def streamed(question: str) -> tuple[str, str, int, int]:
+    def stream(question: str) -> tuple[str, str, int, int]:
         *chunks, last = list(
             served.say(question, max_tokens=20, stream=True, stream_options={"include_usage": True})
         )
@@ -57,12 +57,8 @@ def test_what_is_told_is_what_the_loaded_release_says_streamed_and_not(served: S
         )
 
     with ThreadPoolExecutor(6) as clients:  # together, so that they decode together
-        found = [
-            clients.submit(ask, question) for question in questions for ask in (whole, streamed)
-        ]
-        assert [one.result(timeout=60) for one in found] == [
-            one for one in wanted for _ in range(2)
-        ]
+        pairs = [clients.submit(ask, question) for question in questions for ask in (whole, stream)]
+        assert [one.result(timeout=60) for one in pairs] == [one for one in texts for _ in range(2)]
     detail = served.openai.models.retrieve("adviser@1")
     assert detail.model_dump()["system"] == "the study of"
     assert "adviser@1" in [model.id for model in served.openai.models.list()]
@@ -113,10 +109,10 @@ def test_a_full_queue_is_a_rate_limit_and_empties_again(served: Served) -> None:
     while len(answers) < 5:  # two are told, three are refused, one waits
         assert time.monotonic() < end
         time.sleep(0.05)
-    refused = [answer for answer in answers if isinstance(answer, openai.RateLimitError)]
-    assert len(refused) == 3
+    refusals = [answer for answer in answers if isinstance(answer, openai.RateLimitError)]
+    assert len(refusals) == 3
     assert all(
-        err.response.headers["retry-after"] == "1" and err.code == "overloaded" for err in refused
+        err.response.headers["retry-after"] == "1" and err.code == "overloaded" for err in refusals
     )
     for answer in answers:
         if not isinstance(answer, openai.RateLimitError):
@@ -131,11 +127,11 @@ def test_a_full_queue_is_a_rate_limit_and_empties_again(served: Served) -> None:
 
 
 def test_the_audit_line_has_tokens_and_times_and_no_log_has_a_text(served: Served) -> None:
-    found = served.say(f"tumour {MARKER}", max_tokens=3)
+    answer = served.say(f"tumour {MARKER}", max_tokens=3)
     with pytest.raises(openai.BadRequestError):
         served.say(MARKER, n=2)
-    lines = served.audit_lines(found.id.removeprefix("chatcmpl-"))
-    written = {
+    lines = served.audit_lines(answer.id.removeprefix("chatcmpl-"))
+    lines = {
         path: path.read_text(errors="replace")
         for path in (served.audit, *served.logs.rglob("*"))
         if path.is_file()
@@ -145,11 +141,11 @@ def test_the_audit_line_has_tokens_and_times_and_no_log_has_a_text(served: Serve
     assert (line["status"], line["outcome"], line["completion_tokens"]) == (
         200,
         "answered",
-        found.usage.completion_tokens,
+        answer.usage.completion_tokens,
     )
-    assert line["prompt_tokens"] == found.usage.prompt_tokens
+    assert line["prompt_tokens"] == answer.usage.prompt_tokens
     assert 0 < line["first_token_ms"] <= line["ms"]
-    assert [str(path) for path, text in written.items() if MARKER in text] == []
+    assert [str(path) for path, text in lines.items() if MARKER in text] == []
 
 
 @pytest.mark.chaos
@@ -157,18 +153,18 @@ def test_the_audit_line_has_tokens_and_times_and_no_log_has_a_text(served: Serve
 def test_a_replica_that_dies_in_the_middle_is_an_error_event_and_another_one_answers(
     served: Served,
 ) -> None:
-    seen = 0
+    num_pieces = 0
     with pytest.raises(openai.APIError, match="no replica"):
         for _ in served.say("tumour", max_tokens=LONG, stream=True):
-            seen += 1
-            if seen == 5:
+            num_pieces += 1
+            if num_pieces == 5:
                 (victim,) = [
                     number
                     for number, name in processes().items()
                     if name.startswith("ray::ServeReplica:medray:adviser@1")
                 ]
                 os.kill(victim, signal.SIGKILL)
-    assert seen >= 5
+    assert num_pieces >= 5
     end = time.monotonic() + 60
     while True:
         try:
