@@ -149,8 +149,7 @@ def _storage(study: StudyConfig) -> list[str]:
         return [
             (
                 f"storage_path: {study.storage_path}: runs need a folder that each node can read; "
-                "set "
-                "publish.storage_path for releases in an object store"
+                "set publish.storage_path for releases in an object store"
             )
         ]
     if study.publish and study.publish.storage_path:
@@ -209,10 +208,9 @@ def num_trial_bytes(study: StudyConfig, base: BaseModelConfig) -> int:
     num_weights = num_adapter_weights(folder, lora, needs_of(config.task))
     tokenizer_bytes = sum(path.stat().st_size for path in folder.glob("*token*") if path.is_file())
     num_checkpoints = config.train.keep_checkpoints + 2
-    return (
-        num_checkpoints * (_WEIGHT_BYTES * num_weights + tokenizer_bytes)
-        + 2 * _STATE_NUMBERS * _WEIGHT_BYTES * num_weights
-    )
+    weight_bytes = _WEIGHT_BYTES * num_weights
+    state_bytes = 2 * _STATE_NUMBERS * weight_bytes
+    return num_checkpoints * (weight_bytes + tokenizer_bytes) + state_bytes
 
 
 def _show_bytes(number: int) -> str:
