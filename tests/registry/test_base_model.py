@@ -61,7 +61,7 @@ def test_a_fresh_head_knows_nothing_and_is_not_asked(tmp_path: Path) -> None:
 def test_an_encoder_is_refused_for_a_choice_before_anything_starts(tmp_path: Path) -> None:
     preflight.check(tiny.choice_study(tmp_path))
     with pytest.raises(
-        ConfigError, match="'bert' is an encoder: this task needs a causal language model"
+        ConfigError, match="'bert' is an encoder; this task needs a causal language model"
     ):
         preflight.check(tiny.choice_study(tmp_path, family="bert"))
 
