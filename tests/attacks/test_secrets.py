@@ -30,8 +30,7 @@ from medray.errors.redaction import redact
 from medray.reports import html_report, mlflow
 from medray.reports.study_data import gather
 from medray.runtime import cluster, jobs
-from medray.study import preflight
-from medray.study import run as changes
+from medray.study import preflight, resume
 from medray.study.run import Run
 
 AWS_ID, AWS_KEY = "AKIA" + "ABCDEFGHIJKLMNOP", "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY"
@@ -364,7 +363,7 @@ def test_a_prompt_or_base_that_a_trial_would_be_given_without_its_secret_is_refu
     study = tiny.choice_study(tmp_path, "task.prompt='{text} See https://h/x?key=5ecre7'")
     with pytest.raises(
         ConfigError,
-        match=r"task\.prompt: holds what looks like a key or password \(a signature or token\)",
+        match=r"task\.prompt: looks like a key or password \(a signature or token\)",
     ) as error:
         preflight.check(study)
     assert "5ecre7" not in str(error.value)
@@ -403,7 +402,7 @@ def test_a_renewed_signature_or_another_way_to_give_it_goes_on_with_the_run(
     (run.folder / "study.yaml").write_text(
         stored_study.replace("x.csv?***", f"x.csv{SIGNED_URL.partition('x.csv')[2]}9")
     )
-    changes.check(Run(run.folder).settings(), study, "here")
+    resume.check_settings(Run(run.folder).settings(), study, "here")
     Run.resume(study)
     assert (run.folder / "study.yaml").read_text() == stored_study
 

@@ -127,7 +127,7 @@ def test_any_change_of_a_record_is_seen_through_its_alias_and_by_verify(root: Pa
         ArtifactError, match="the record of cancer@1 changed after the alias was pointed at it"
     ):
         Registry(str(root)).resolve("cancer@best")
-    with pytest.raises(ArtifactError, match="the record of cancer@1 was changed"):
+    with pytest.raises(ArtifactError, match="the record of cancer@1 changed after"):
         Registry(str(root)).resolve("cancer@1").check_aliases()
     assert Registry(str(root)).resolve("other@best").check_aliases() == []
     promotion.promote(
@@ -186,7 +186,7 @@ def test_a_broken_file_is_one_sentence_that_names_it_and_all_others_go_on(
     assert "\n" not in str(refusal.value)
     assert len(str(refusal.value)) < 500
     status, out, err = run(capsys, "releases", "--storage-path", root)
-    assert status == 1
+    assert status == 4
     assert "other@1 @best" in out
     assert len(err.strip().splitlines()) == 1
     assert "cancer" in err
@@ -287,7 +287,7 @@ def test_a_manifest_whose_task_or_model_cannot_be_restored_is_one_sentence(root:
     ):
         edit(files_of(root) / checkpoint.MANIFEST, **changes)
         rehash(root)
-        with pytest.raises(MedrayError, match=r"classification: its state|None|trial\.model"):
+        with pytest.raises(MedrayError, match=r"classification: the state|None|trial\.model"):
             Registry(str(root)).resolve("cancer@1").load()
 
 
@@ -664,7 +664,7 @@ def test_a_bucket_is_mended_and_no_byte_above_its_manifest_is_fetched(
     with pytest.raises(ArtifactError, match=r"metrics\.json was changed"):
         release.verify()
     assert addresses == []
-    assert run(capsys, "releases", "--storage-path", uri)[0] == 1
+    assert run(capsys, "releases", "--storage-path", uri)[0] == 4
     assert run(capsys, "verify", "--repair", "--storage-path", uri)[0] == 1
     assert run(capsys, "verify", "--repair", "--yes", "--storage-path", uri)[0] == 0
     Registry(uri).resolve("cancer@best").verify()
