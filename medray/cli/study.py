@@ -75,8 +75,8 @@ def _search(config: StudyConfig, run: "Run", retry_failed: bool) -> "tuple[Outco
     from medray.study.study import metric
     from medray.study.study import run as run_study
 
-    unfinished = ("running", "failed") if retry_failed else ("running",)
-    num_before = sum(record.status not in unfinished for record in run.records())
+    open_statuses = ("running", "failed") if retry_failed else ("running",)
+    num_before = sum(record.status not in open_statuses for record in run.records())
     with Progress(metric(config), Console(), num_before, run.folder / "trials") as progress:
         progress.stage("starting Ray")
         with start_cluster() as cluster:

@@ -21,9 +21,8 @@ def has_reference(address: str) -> bool:
 
 
 @contextmanager
-def resolved(address: str) -> Iterator[str]:
-    """The address with its secrets, for the length of a block; no error that leaves the block
-    repeats them."""
+def resolve(address: str) -> Iterator[str]:
+    """Yield the address with its secrets. No error that leaves the block repeats them."""
     if _HIDDEN.search(address):
         raise ConfigError(
             f"{address}: was stored without its secret ({MARK}); give the whole address again "
@@ -31,7 +30,7 @@ def resolved(address: str) -> Iterator[str]:
             " or name the secret in it: ${env:NAME} or ${file:PATH}"
         )
     secrets: list[str] = []
-    whole = _expanded(address, secrets)
+    whole = _expand(address, secrets)
     if whole != address or redact(whole) != whole:
         secrets += _secrets(whole)
     try:
@@ -41,17 +40,17 @@ def resolved(address: str) -> Iterator[str]:
 
 
 def comparable(address: str) -> str:
-    """The same for two addresses of one place: references are replaced where that can be done,
-    secrets are left out."""
+    """Return a text that is equal for two addresses of one place: without secrets, and with
+    references replaced where they can be read."""
     try:
-        return redact(_expanded(address, []))
+        return redact(_expand(address, []))
     except ConfigError:
         return redact(address)
 
 
-def _expanded(address: str, secrets: list[str]) -> str:
-    """The address with each reference replaced, before the host as an address writes it; what was
-    put in is added to `secrets`."""
+def _expand(address: str, secrets: list[str]) -> str:
+    """Return the address with each reference replaced, and add the values to `secrets`. A value
+    before the host is quoted."""
 
     def value(match: re.Match[str]) -> str:
         secrets.append(_read(address, match["kind"], match["name"]))
@@ -81,17 +80,17 @@ def _read(address: str, kind: str, name: str) -> str:
             ) from None
     if len(value.split()) != 1 or len(value) == _MOST_CHARACTERS:
         raise ConfigError(
-            f"{redact(address)}: {where} does not hold one word, as a secret of an address is; "
-            "write nothing else into it"
+            f"{redact(address)}: {where} does not hold exactly one word; "
+            "write nothing but the secret into it"
         )
     return value.strip()
 
 
 def _secrets(address: str) -> list[str]:
-    """What of an address must not be repeated: as it is written, and as it is sent."""
+    """Return the secrets of an address, as they are written and as they are sent."""
     try:
         parts = urlsplit(address)
-        found = [parts.password or "", parts.query]
+        values = [parts.password or "", parts.query]
     except ValueError:
         return [address]
-    return [form for secret in found for form in (secret, unquote(secret))]
+    return [form for secret in values for form in (secret, unquote(secret))]

@@ -20,7 +20,7 @@ _OTHER = {name: other for pair in _PAIRS for name, other in (pair, pair[::-1])}
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which YAML would silently keep the last."""
+    """Refuses a duplicate key, of which YAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys: set[str] = set()
@@ -79,29 +79,29 @@ def parse(text: str, where: str) -> Any:
         raise ConfigError(f"{where} is not valid YAML: {' '.join(str(err).split())}") from None
     finally:
         loader.dispose()
-    shown = (
+    amount = (
         "keys and values without end"
         if math.isinf(num_nodes)
         else f"{num_nodes:.0f} keys and values"
     )
     raise ConfigError(
-        f"{where} holds {shown} with what its aliases repeat; at most {_MOST_NODES} are read"
+        f"{where} holds {amount} with what its aliases repeat; at most {_MOST_NODES} are read"
     )
 
 
-def _count(node: yaml.Node, known: dict[int, float]) -> float:
+def _count(node: yaml.Node, counts: dict[int, float]) -> float:
     """Nodes below this one and itself; without end where it is inside itself."""
-    if id(node) not in known:
-        known[id(node)] = math.inf  # until it is counted
+    if id(node) not in counts:
+        counts[id(node)] = math.inf  # until it is counted
         parts = (
             chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else node.value
         )
-        known[id(node)] = (
+        counts[id(node)] = (
             1
             if isinstance(node, yaml.ScalarNode)
-            else 1 + sum(_count(part, known) for part in parts)
+            else 1 + sum(_count(part, counts) for part in parts)
         )
-    return known[id(node)]
+    return counts[id(node)]
 
 
 def merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
@@ -118,21 +118,21 @@ def merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
 
 
 def put_all(raw: dict[str, Any], settings: Iterable[tuple[str, Any, str]]) -> None:
-    """Lay one layer of dotted settings over others, as `merge` does; the third of each is its
-    place, for errors."""
+    """Lay one layer of dotted settings over others, as `merge` does. Each has a key, a value, and
+    its place for errors."""
     layer = list(settings)
-    given = {dotted for dotted, value, _ in layer if value is not None}
-    for dotted, value, where in layer:
-        put(raw, dotted, value, where=where)
-        section, _, name = dotted.rpartition(".")
+    names = {key for key, value, _ in layer if value is not None}
+    for key, value, where in layer:
+        put(raw, key, value, where=where)
+        section, _, name = key.rpartition(".")
         other = f"{section}.{_OTHER.get(name)}"
-        if value is not None and name in _OTHER and other not in given:
+        if value is not None and name in _OTHER and other not in names:
             put(raw, other, None, where=where)
 
 
-def put(raw: dict[str, Any], dotted: str, value: Any, *, where: str) -> None:
+def put(raw: dict[str, Any], key: str, value: Any, *, where: str) -> None:
     at: Any = raw
-    *parents, last = dotted.split(".")
+    *parents, last = key.split(".")
     for part in parents:
         if isinstance(at, list):
             at = at[_index(at, part, where)]
@@ -142,7 +142,7 @@ def put(raw: dict[str, Any], dotted: str, value: Any, *, where: str) -> None:
             at = at[part]
         if not isinstance(at, (dict, list)):
             raise ConfigError(
-                f"{where}: {dotted!r} goes through {part!r}, which is {at!r}, not a section"
+                f"{where}: {key!r} goes through {part!r}, which is {at!r}, not a section"
             )
     if isinstance(at, list):
         at[_index(at, last, where)] = value

@@ -14,7 +14,7 @@ from medray.errors.redaction import redact
 
 Location = tuple[int | str, ...]
 Model = TypeVar("Model", bound=BaseModel)
-_MOST_SHOWN = 20  # mistakes of a section
+_MAX_MISTAKES = 20  # mistakes of a section
 _KEY = "<key>"  # in a message: the whole dotted name, which only the outermost section knows
 _NUMBERS = (int, float, int | None, float | None, int | tuple[int, int])
 
@@ -68,12 +68,12 @@ class Plugin:
                 "plugin", "unknown name", {"problems": [(("name",), str(err))]}
             ) from None
         try:
-            parsed: PluginOptions = options.model_validate(value)
+            settings: PluginOptions = options.model_validate(value)
         except ValidationError as err:
             raise PydanticCustomError(
                 "plugin", "wrong options", {"problems": _problems(err, options)}
             ) from None
-        return parsed
+        return settings
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
         dump = core_schema.plain_serializer_function_ser_schema(
@@ -103,18 +103,22 @@ def validate(model: type[Model], raw: dict[str, Any], *, where: str) -> Model:
 
 
 def parse(model: type[Model], raw: bytes, *, where: str, version: int | None = None) -> Model:
-    """A stored file as its model; whatever is wrong with its bytes is one sentence that names the
+    """Parse a stored file as its model. Any mistake in its bytes is one sentence that names the
     file."""
     try:
         content = json.loads(raw)
         if (
             version is not None
-            and (written := content.get("schema_version") if isinstance(content, dict) else None)
+            and (
+                stored_version := content.get("schema_version")
+                if isinstance(content, dict)
+                else None
+            )
             != version
         ):
             raise ArtifactError(
-                f"{where}: schema version {str(written)[:40]} was written by another medray; this "
-                f"one reads {version}"
+                f"{where}: schema version {str(stored_version)[:40]} was written by another "
+                f"medray; this one reads {version}"
             )
         return model.model_validate(content)
     except ValidationError as err:
@@ -130,9 +134,9 @@ def parse(model: type[Model], raw: bytes, *, where: str, version: int | None = N
 
 
 def _problems(error: ValidationError, model: type[BaseModel]) -> list[tuple[Location, str]]:
-    found: list[tuple[Location, str]] = []
+    problems: list[tuple[Location, str]] = []
     items = error.errors()
-    for item in items[:_MOST_SHOWN]:
+    for item in items[:_MAX_MISTAKES]:
         # pydantic puts the tried member of a union into the path, such as dict[str,float] or
         # TieConfig; no user wrote that.
         loc: Location = tuple(
@@ -142,19 +146,21 @@ def _problems(error: ValidationError, model: type[BaseModel]) -> list[tuple[Loca
         )
         match item["type"]:
             case "plugin":
-                found += [((*loc, *inner), message) for inner, message in item["ctx"]["problems"]]
+                problems += [
+                    ((*loc, *inner), message) for inner, message in item["ctx"]["problems"]
+                ]
             case "extra_forbidden":
-                found.append((loc, f"unknown key; {_advice(model, loc)}"))
+                problems.append((loc, f"unknown key; {_advice(model, loc)}"))
             case "model_type" if isinstance(item["input"], str) and (
                 advice := _familiar(model, loc)
             ):
-                found.append((loc, f"is a section of settings; write {advice}"))
+                problems.append((loc, f"is a section of settings; write {advice}"))
             case "missing":
-                found.append((loc, "is required and was not given"))
+                problems.append((loc, "is required and was not given"))
             case "value_error":
-                found.append((loc, str(item["ctx"]["error"])))
+                problems.append((loc, str(item["ctx"]["error"])))
             case "string_type" if isinstance(item["input"], bool):
-                found.append(
+                problems.append(
                     (
                         loc,
                         (
@@ -164,18 +170,18 @@ def _problems(error: ValidationError, model: type[BaseModel]) -> list[tuple[Loca
                     )
                 )
             case "string_type" if isinstance(item["input"], int | float):
-                quoted = f'"{redact(str(item["input"]))}"'
-                found.append(
+                example = f'"{redact(str(item["input"]))}"'
+                problems.append(
                     (
                         loc,
                         (
-                            f"must be text, found a number; put it in quotes: {quoted}, in a shell "
-                            f"'{_KEY}={quoted}'"
+                            f"must be text, found a number; put it in quotes: {example}, in a "
+                            f"shell '{_KEY}={example}'"
                         ),
                     )
                 )
             case _:
-                found.append(
+                problems.append(
                     (
                         loc,
                         (
@@ -184,9 +190,9 @@ def _problems(error: ValidationError, model: type[BaseModel]) -> list[tuple[Loca
                         ),
                     )
                 )
-    if more := len(items[_MOST_SHOWN:]):
-        found.append(((), f"has {more} mistakes more"))
-    return found
+    if more := len(items[_MAX_MISTAKES:]):
+        problems.append(((), f"has {more} mistakes more"))
+    return problems
 
 
 def _advice(model: type[BaseModel], loc: Location) -> str:

@@ -12,7 +12,7 @@ KINDS = ("choice", "grid", "uniform", "loguniform", "qloguniform", "randint")
 
 
 class Axis(Section):
-    """Exactly one of its fields is given, such as `loguniform: [1.0e-4, 3.0e-3]`."""
+    """Exactly one of its fields is set, such as `loguniform: [1.0e-4, 3.0e-3]`."""
 
     choice: tuple[Any, ...] | None = Field(None, min_length=1, description="one of these, drawn")
     grid: tuple[Any, ...] | None = Field(
@@ -27,10 +27,10 @@ class Axis(Section):
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        given = [kind for kind in KINDS if getattr(self, kind) is not None]
-        if len(given) != 1:
+        names = [kind for kind in KINDS if getattr(self, kind) is not None]
+        if len(names) != 1:
             raise ValueError(
-                f"needs exactly one of {', '.join(KINDS)}; found {', '.join(given) or 'none'}"
+                f"needs exactly one of {', '.join(KINDS)}; found {', '.join(names) or 'none'}"
             )
         if self.is_finite:
             return self
@@ -46,7 +46,7 @@ class Axis(Section):
         return self
 
     @model_serializer
-    def _given(self) -> dict[str, list[Any]]:
+    def _as_axis(self) -> dict[str, list[Any]]:
         return {self.kind: list(self.values)}
 
     @property
@@ -55,8 +55,8 @@ class Axis(Section):
 
     @property
     def values(self) -> tuple[Any, ...]:
-        found: tuple[Any, ...] = getattr(self, self.kind)
-        return found
+        values: tuple[Any, ...] = getattr(self, self.kind)
+        return values
 
     @property
     def is_finite(self) -> bool:
@@ -155,11 +155,11 @@ class SearchConfig(Section):
                 )
         if self.algorithm == "optuna":
             check_optuna(self.space)
-        given = {"grace_epochs", "reduction_factor"} & self.model_fields_set
+        names = {"grace_epochs", "reduction_factor"} & self.model_fields_set
         if self.scheduler == "none" and any(
-            getattr(self, name) != SearchConfig.model_fields[name].default for name in given
+            getattr(self, name) != SearchConfig.model_fields[name].default for name in names
         ):
-            raise ValueError(f"scheduler none and {', '.join(sorted(given))}: only asha has rungs")
+            raise ValueError(f"scheduler none and {', '.join(sorted(names))}: only asha has rungs")
         return self
 
 

@@ -175,19 +175,19 @@ class StudyConfig(Section):
         return self
 
     def space(self, base: BaseModelConfig) -> dict[str, Axis]:
-        """The axes of one base model: the study's and its own, without what its overrides set."""
+        """Return the axes of one base model: the study's and its own, without its overrides."""
         return {
             path: axis
             for path, axis in {**self.search.space, **base.space}.items()
             if path not in base.overrides
         }
 
-    def trial(self, base: BaseModelConfig, sampled: Mapping[str, Any] | None = None) -> TrialConfig:
-        """The trial of one base model: the study's sections, the base's overrides, then what a
-        search sampled."""
+    def trial(self, base: BaseModelConfig, sample: Mapping[str, Any] | None = None) -> TrialConfig:
+        """Return the trial of one base model: the study's sections, the base's overrides, then a
+        sample of the search."""
         raw = self.model_dump(mode="json", include=set(TrialConfig.model_fields))
         raw["model"] |= {"source": base.source, "revision": base.revision}
-        for layer in (base.overrides, sampled or {}):
+        for layer in (base.overrides, sample or {}):
             put_all(
                 raw,
                 [
@@ -203,13 +203,13 @@ class StudyConfig(Section):
                 f"study {self.name}, base model {base.source}: of data only data.limit can "
                 "differ: base models of one study are compared on the same rows"
             )
-        fixed = [
+        overrides = [
             name
             for name in self.task.STUDY_WIDE
             if getattr(trial.task, name, None) != getattr(self.task, name)
         ]
-        if fixed:
-            names = ", ".join(f"task.{name}" for name in fixed)
+        if overrides:
+            names = ", ".join(f"task.{name}" for name in overrides)
             raise ConfigError(
                 f"study {self.name}, base model {base.source}: {names} cannot be overridden: "
                 "trials are ranked by one figure"

@@ -15,7 +15,7 @@ import pyarrow.fs
 from filelock import FileLock
 
 from medray.config import environment
-from medray.config.addresses import has_reference, resolved
+from medray.config.addresses import has_reference, resolve
 from medray.config.schema import PluginOptions
 from medray.data.meter import stage
 from medray.errors import DataError
@@ -52,7 +52,7 @@ def places(options: PluginOptions) -> dict[str, str]:
 def pull(uri: str) -> Path:
     """Return a local copy with the same file name. It is made again only if the source has
     changed."""
-    with resolved(uri) as whole:
+    with resolve(uri) as whole:
         address = redact(uri) if has_reference(uri) else _public_address(uri)
         if not _REMOTE.match(whole):
             return Path(whole)  # a reference to a local path

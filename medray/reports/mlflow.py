@@ -9,7 +9,7 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
-from medray.config.addresses import resolved
+from medray.config.addresses import resolve
 from medray.errors import ArtifactError, ConfigError
 from medray.records import TrialRecord
 from medray.reports.study_data import StudyData
@@ -45,7 +45,7 @@ def log(
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    with resolved(uri) as whole:
+    with resolve(uri) as whole:
         try:
             return _log(
                 MlflowClient(tracking_uri=whole, registry_uri=whole), data, mark, files, release

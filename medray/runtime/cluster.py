@@ -22,7 +22,7 @@ from medray.storage.private import make_folder
 
 log = logging.getLogger(__name__)
 # For every process of a job.
-_SHARED = {
+JOB_VARIABLES = {
     # Train polls its workers for reports this often: 2 s would be most of a short epoch
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -33,21 +33,21 @@ _SHARED = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "3",
     # one that starts on a busy machine is killed after 5 s, and `medray serve` fails with it
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
-    # at Serve's 0.1 s its controller and Ray's GCS take a twentieth of a core, asked or not
+    # at Serve's 0.1 s its controller and Ray's GCS take a twentieth of a core, even when idle
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     # Our replicas and ingress never block their loop, so threads of Serve's own would only cost a
     # tenth of a request's CPU seconds.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    # Serve's lines are in its own files. Told once more, Ray reads and passes on what nobody asked
-    # for: a tenth of a request's CPU seconds.
+    # Serve's lines are in its own files. A second copy on stderr would cost a tenth of a request's
+    # CPU seconds.
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Tune uses a trial's process again once its thread has ended. It waits 2 s for that, too short
-    # for a busy machine, and loses the next trial.
+    # Tune reuses a trial's process once its thread has ended. It waits 2 s for that, which is too
+    # short for a busy machine, and loses the next trial.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "600",
 }
-_KEPT_S = 7 * 24 * 3600.0  # for how long an ended session's logs stay
+_SESSION_AGE_S = 7 * 24 * 3600.0  # for how long the logs of an ended session stay
 _LONGEST = 107 - len(
     "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 )  # of the folder that Ray keeps sessions in
@@ -79,11 +79,11 @@ class Cluster:
 def start_cluster(
     mode: Literal["auto", "single", "join"] = "auto", *, num_cpus: int | None = None
 ) -> Iterator[Cluster]:
-    """A connection to Ray for the length of a block: `join` the cluster that RAY_ADDRESS names, or
-    start a `single` node of our own.
+    """Connect to Ray for the length of a block: `join` the cluster that RAY_ADDRESS names, or start
+    a `single` node.
 
-    A node of our own listens on loopback only, asks for a token, keeps its files from other users,
-    and ends with the block."""
+    A node that is started here listens on loopback only and requires a token. It keeps its files
+    from other users, and ends with the block."""
     import ray
 
     if mode == "auto":
@@ -91,7 +91,7 @@ def start_cluster(
     if ray.is_initialized():
         yield _describe(is_joined=is_joining())
         return
-    os.environ.update(_SHARED)
+    os.environ.update(JOB_VARIABLES)
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # medray shows the progress itself
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = (
         "1"  # and keeps the figures of trials, for TensorBoard too
@@ -114,12 +114,11 @@ def start_cluster(
 
 @contextmanager
 def exiting_on_sigterm() -> Iterator[None]:
-    """From here on, what `ray job stop` and Kubernetes send ends the block with its own exit
-    status."""
-    received: list[int] = []
+    """Exit with status 143 when SIGTERM arrives, which `ray job stop` and Kubernetes send."""
+    statuses: list[int] = []
 
     def end(number: int, frame: object) -> None:
-        received.append(128 + number)
+        statuses.append(128 + number)
         sys.exit(128 + number)
 
     try:
@@ -127,23 +126,22 @@ def exiting_on_sigterm() -> Iterator[None]:
             signal.signal(signal.SIGTERM, end)
         yield
     except SystemExit:
-        if received:  # Ray says 1 where the signal found it waiting
-            sys.exit(received[0])
+        if statuses:  # Ray says 1 where the signal found it waiting
+            sys.exit(statuses[0])
         raise
 
 
 def is_joining() -> bool:
-    """Whether the environment names a cluster to join, rather than that a node of our own is
-    started."""
+    """Return whether the environment names a cluster to join."""
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def is_in_folder_of_caller() -> bool:
-    """Whether whoever uses this Ray stands in the folder that this process works in, so that a
+    """Return whether every driver of this Ray works in the folder of this process, so that a
     relative path has one meaning.
 
-    A worker works where Ray was started. Of a request to a dashboard (`serve deploy`) nobody knows
-    where it was made."""
+    A worker works where Ray was started. A request to a dashboard (`serve deploy`) has no known
+    folder."""
     import ray
 
     if not ray.is_initialized():
@@ -160,7 +158,7 @@ def is_in_folder_of_caller() -> bool:
 
 
 def _folder_of(driver: Any) -> str | None:
-    """Where a driver works, if it runs on this node and belongs to this user."""
+    """Return a driver's folder if it runs on this node and belongs to this user, else None."""
     import ray
 
     if driver.driver_address.ip_address != ray.util.get_node_ip_address():
@@ -177,7 +175,7 @@ def _join() -> None:
 
     address = os.environ.get("RAY_ADDRESS")
     if not address:
-        raise ConfigError("to join a cluster, RAY_ADDRESS must name it")
+        raise ConfigError("RAY_ADDRESS is not set; name the cluster to join with it")
     if "://" in address:
         raise ConfigError(
             f"RAY_ADDRESS {address}: must be a cluster's own address, HOST:6379; dashboards take "
@@ -192,7 +190,7 @@ def _join() -> None:
         )
     except (ConnectionError, ValueError) as err:
         raise ConfigError(
-            f"RAY_ADDRESS {address}: no Ray answers there: {str(err).splitlines()[0]}"
+            f"RAY_ADDRESS {address}: no Ray responds there: {str(err).splitlines()[0]}"
         ) from None
 
 
@@ -200,7 +198,7 @@ def _describe(*, is_joined: bool) -> Cluster:
     import ray
 
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    nodes = tuple(Node(held.get("CPU", 0.0), held.get("GPU", 0.0)) for held in resources)
+    nodes = tuple(Node(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in resources)
     address = ray.get_runtime_context().worker.node.webui_url
     return Cluster(nodes, f"http://{address}" if address else None, is_joined)
 
@@ -254,8 +252,8 @@ def _single(num_cpus: int | None) -> None:
 
 
 def private_folder() -> Path:
-    """This user's own in the system's folder for temporary files, or where TMPDIR is too long for
-    sockets in /tmp."""
+    """Return this user's own folder for temporary files, in /tmp if TMPDIR is too long for
+    sockets."""
     from ray._common.utils import get_default_system_temp_dir
 
     name, place = f"medray-{os.getuid()}", get_default_system_temp_dir()
@@ -267,39 +265,40 @@ def private_folder() -> Path:
 
 
 def remove_old_sessions(sessions: Path) -> None:
-    """Ray removes no session. One that still runs writes to its logs every minute."""
+    """Remove sessions without a write for a week, since Ray removes none. A session that still runs
+    writes to its logs every minute."""
     for session in sessions.glob("session_2*"):
         with contextlib.suppress(FileNotFoundError):  # another start removes it as well
             if (
                 max(path.lstat().st_mtime for path in (session, *session.glob("logs/*")))
-                < time.time() - _KEPT_S
+                < time.time() - _SESSION_AGE_S
             ):
                 shutil.rmtree(session, ignore_errors=True)
 
 
 def job_environment(dashboard: str | None) -> dict[str, str]:
-    """What every worker of the job gets.
+    """Return the environment variables of every worker of the job.
 
-    Without the dashboard's address a trial that is stopped early leaks its placement group wherever
-    two Rays share a host: the process that frees it looks the address up and finds two (Ray 2.60).
+    Without the dashboard's address, a trial that is stopped early leaks its placement group if two
+    Rays share a host. The process that frees it looks the address up and finds two (Ray 2.60).
     """
-    passed = {name: value for name in _PASSED_ON if (value := os.environ.get(name)) is not None}
-    for name in [name for name, value in passed.items() if redact(value) != value]:
+    variables = {name: value for name in _PASSED_ON if (value := os.environ.get(name)) is not None}
+    for name in [name for name, value in variables.items() if redact(value) != value]:
         log.warning(
-            "%s holds a secret and is not passed on, since Ray logs what it passes: set it on the "
-            "nodes",
+            "%s holds a secret and is not passed on, since Ray logs what it passes: set it on "
+            "the nodes",
             name,
         )
-        del passed[name]
-    wanted = passed | _SHARED | ({"RAY_API_SERVER_ADDRESS": dashboard} if dashboard else {})
-    # What a submitted job was given reaches every worker already, and Ray refuses to be told twice.
+        del variables[name]
+    variables |= JOB_VARIABLES | ({"RAY_API_SERVER_ADDRESS": dashboard} if dashboard else {})
+    # Variables of a submitted job reach every worker already, and Ray refuses them twice.
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-    given = (job.get("runtime_env") or {}).get("env_vars") or {}
-    return {name: value for name, value in wanted.items() if name not in given}
+    job_variables = (job.get("runtime_env") or {}).get("env_vars") or {}
+    return {name: value for name, value in variables.items() if name not in job_variables}
 
 
 def make_token(path: str) -> None:
-    """Ray writes its token for all to read; it is made here for its owner alone."""
+    """Create Ray's token, readable by its owner alone; Ray would let everybody read it."""
     import secrets
 
     try:
@@ -317,38 +316,37 @@ def make_token(path: str) -> None:
         ) from None
 
 
-def free_port(wanted: int = 0) -> int:
-    """The wanted port where nobody listens on it, else any that is free."""
-    with socket.socket() as asked, contextlib.suppress(OSError):
-        asked.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        asked.bind(("127.0.0.1", wanted))
-        return int(asked.getsockname()[1])
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
+def free_port(preference: int = 0) -> int:
+    """Return the preferred port if it is free, else any that is."""
+    with socket.socket() as listener, contextlib.suppress(OSError):
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", preference))
+        return int(listener.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def free_leaked_groups() -> int:
-    """Remove placement groups that jobs left behind when they ended: they hold CPUs and GPUs for
-    ever. How many there were.
+    """Remove placement groups of jobs that have ended, and return their number. They would hold
+    CPUs and GPUs for ever.
 
-    Those with a name stay: somebody finds them by it, as Serve does, whose replicas outlive the job
-    that deployed them."""
+    Groups with a name stay. Serve finds its own by name, and its replicas outlive the job that
+    deployed them."""
     import ray
     from ray.util import placement_group_table, remove_placement_group
     from ray.util.placement_group import PlacementGroup
 
-    if not (ended := {job["JobID"] for job in ray._private.state.jobs() if job["IsDead"]}):
+    if not (dead_jobs := {job["JobID"] for job in ray._private.state.jobs() if job["IsDead"]}):
         return 0
     num_digits = len(
-        next(iter(ended))
+        next(iter(dead_jobs))
     )  # a placement group's id ends with that of the job that made it
-    leaked = [
+    leaks = [
         key
         for key, group in placement_group_table().items()
-        if group["state"] != "REMOVED" and not group["name"] and key[-num_digits:] in ended
+        if group["state"] != "REMOVED" and not group["name"] and key[-num_digits:] in dead_jobs
     ]
-    for key in leaked:
+    for key in leaks:
         remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(key)))
-    return len(leaked)
+    return len(leaks)

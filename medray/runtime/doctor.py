@@ -71,8 +71,8 @@ def _packages() -> Iterator[Check]:
         yield Check("medray", "warning", "is not installed as a package", "run `make setup`")
         return
     extras = sorted(metadata.metadata("medray").get_all("Provides-Extra") or ())
-    required = [entry for entry in requirements if not entry.marker or _applies(entry, "")]
-    yield _package_check("required packages", required, "broken")
+    core = [entry for entry in requirements if not entry.marker or _applies(entry, "")]
+    yield _package_check("required packages", core, "broken")
     for extra in extras:
         entries = [
             entry
@@ -118,13 +118,11 @@ def _constraints(path: Path) -> Iterator[Check]:
     pins = dict(
         line.split("==") for line in path.read_text(encoding="utf-8").splitlines() if "==" in line
     )
-    required = {
-        canonicalize_name(Requirement(line).name) for line in metadata.requires("medray") or ()
-    }
+    core = {canonicalize_name(Requirement(line).name) for line in metadata.requires("medray") or ()}
     others = [
         f"{name} {version}, tested {pin}"
         for name, pin in pins.items()
-        if canonicalize_name(name) in required
+        if canonicalize_name(name) in core
         and (version := (_version(name) or pin).partition("+")[0]) != pin
     ]
     if others:
@@ -173,8 +171,8 @@ def _ray() -> Iterator[Check]:
         ", ".join([version or "not installed", *variables]),
         None if version else "install the extra `train` or `serve`, above",
     )
-    shared = Path("/dev/shm")
-    if version and shared.is_dir() and (free := _free_gb(shared)) < _SHARED_GB:
+    memory = Path("/dev/shm")
+    if version and memory.is_dir() and (free := _free_gb(memory)) < _SHARED_GB:
         yield Check(
             "/dev/shm",
             "warning",

@@ -38,7 +38,7 @@ def stage(study: StudyConfig, folder: Path, parcel: Parcel) -> int:
     """Fill the folder that is sent, and return its size in bytes."""
     raw = study.model_dump(mode="json")
     mistakes = [
-        f"base model {base.source}: {_not_shared(base.source)}"
+        f"base model {base.source}: {_path_mistake(base.source)}"
         for base in study.base_models
         if _is_local_folder(base.source)
     ]
@@ -82,7 +82,7 @@ def _stage_data(
             put(raw, setting, _copy(setting, source, folder, parcel.max_bytes), where=setting)
         elif not Path(value).is_absolute():
             remedy = ", or send it with --upload-data" if source.exists() else ""
-            yield f"{setting}: {value}: {_not_shared(value)}{remedy}"
+            yield f"{setting}: {value}: {_path_mistake(value)}{remedy}"
 
 
 def _data_files(raw: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -104,7 +104,7 @@ def _is_local_folder(source: str) -> bool:
     )
 
 
-def _not_shared(path: str) -> str:
+def _path_mistake(path: str) -> str:
     return (
         "is a path of this machine or does not exist; give the absolute path under which the "
         f"cluster's nodes see {Path(path).name}"

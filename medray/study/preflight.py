@@ -12,7 +12,7 @@ from importlib import util
 from pathlib import Path
 
 from medray import plugins
-from medray.config.addresses import has_reference, resolved
+from medray.config.addresses import has_reference, resolve
 from medray.config.study import BaseModelConfig, StudyConfig
 from medray.config.trial import TrialConfig
 from medray.data import dataset as datasets
@@ -94,7 +94,7 @@ def _references(study: StudyConfig) -> list[str]:
             )
     if study.mlflow:
         try:
-            with resolved(study.mlflow.tracking_uri):
+            with resolve(study.mlflow.tracking_uri):
                 pass
         except ConfigError as err:
             mistakes.append(f"mlflow.tracking_uri: {err}")

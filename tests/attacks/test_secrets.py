@@ -332,7 +332,7 @@ def test_a_secret_that_is_not_there_is_told_before_a_study_starts(
 ) -> None:
     with pytest.raises(ConfigError, match=f"data.format: .*{message}"):
         preflight.check(tiny.study(tmp_path, f"{PATH}={address}"))
-    with pytest.raises(ConfigError, match=message), addresses.resolved(address):
+    with pytest.raises(ConfigError, match=message), addresses.resolve(address):
         pass
 
 

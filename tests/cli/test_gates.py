@@ -42,13 +42,13 @@ def test_a_gate_that_refuses_prints_the_result_and_a_sentence_and_exits_with_3(
     study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("--at-least", "f1_macro=1.01", "--at-least", "accuracy=1.02") == 3
-    printed = capsys.readouterr()
-    document = json.loads(printed.out)
+    output = capsys.readouterr()
+    document = json.loads(output.out)
     assert [sentence.split(" is ")[0] for sentence in document["refusals"]] == [
         "cancer@1: f1_macro",
         "cancer@1: accuracy",
     ]
-    assert "below --at-least 1.01\n" in printed.err
+    assert "below --at-least 1.01\n" in output.err
 
 
 @pytest.mark.parametrize(

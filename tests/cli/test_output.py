@@ -88,16 +88,16 @@ def test_quiet_prints_the_result_without_progress(
     assert cli.main([*call, "--output", "one"]) == 0
     assert capsys.readouterr().out.startswith("starting\n")
     assert cli.main([*call, "--output", "two", "--quiet"]) == 0
-    printed = capsys.readouterr()
-    assert printed.out.startswith("60 rows: 60 predicted, 0 set aside")
-    assert "starting" not in printed.out + printed.err
+    output = capsys.readouterr()
+    assert output.out.startswith("60 rows: 60 predicted, 0 set aside")
+    assert "starting" not in output.out + output.err
 
 
 def test_an_error_with_json_leaves_stdout_empty(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["leaderboard", "nowhere", "--json"]) == 1
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err.startswith("medray: nowhere")
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("medray: nowhere")
 
 
 @pytest.mark.parametrize(

@@ -53,10 +53,10 @@ def test_a_required_package_that_is_missing_is_broken_and_its_command_is_printed
     monkeypatch.setattr(metadata, "version", without)
     assert cli.main(["doctor"]) == 1
     lines = capsys.readouterr().out.splitlines()
-    (required,) = (line for line in lines if "required packages" in line)
-    assert required.startswith("broken")
-    assert "peft is not installed" in required
-    assert f"{sys.executable} -m pip install 'peft" in required
+    (packages,) = (line for line in lines if "required packages" in line)
+    assert packages.startswith("broken")
+    assert "peft is not installed" in packages
+    assert f"{sys.executable} -m pip install 'peft" in packages
     (train,) = (line for line in lines if "extra train" in line)
     assert train.startswith("missing")
     assert "optuna is not installed" in train
