@@ -66,19 +66,7 @@ def gather(
     """
     base = sources.resolve(config.model.source, config.model.revision)
     tokenizer = load_tokenizer(base.path)
-    fingerprint = files.hash_text(
-        [
-            dataset.fingerprint,
-            dataset.split_fingerprint,
-            *map(
-                str, (config.data.limit, config.data.evaluation_rows, config.data.split.seed)
-            ),  # which decide the rows of each split
-            task.options.model_dump_json(),
-            repr(task.state()),
-            *_identity(tokenizer),
-            "truncations batch",  # which tables of an earlier medray lack
-        ]
-    )
+    fingerprint = _fingerprint(config, dataset, task, tokenizer)
     table = cache_dir / f"{fingerprint[:32]}.arrow"
     train_rows = table.with_suffix(".train.safetensors")
     table.parent.mkdir(parents=True, exist_ok=True)
@@ -114,6 +102,22 @@ def gather(
     path = cache_dir / f"{files.hash_text([content])[:32]}.json"
     files.write(path, content.encode())
     return open_material(path)
+
+
+def _fingerprint(config: TrialConfig, dataset: Dataset, task: Task, tokenizer: Any) -> str:
+    return files.hash_text(
+        [
+            dataset.fingerprint,
+            dataset.split_fingerprint,
+            *map(
+                str, (config.data.limit, config.data.evaluation_rows, config.data.split.seed)
+            ),  # which decide the rows of each split
+            task.options.model_dump_json(),
+            repr(task.state()),
+            *_identity(tokenizer),
+            "truncations counted",  # which tables of an earlier medray lack
+        ]
+    )
 
 
 def open_material(path: Path) -> Material:

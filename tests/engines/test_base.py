@@ -1,5 +1,5 @@
-"""What every engine does alike: the text of a row as its tokens come, in whatever pieces an engine
-hands them over."""
+"""Tests of what all engines share: the text of a row as its tokens arrive, in pieces of any
+size."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ class Bytes:
 
 
 def chunks(tokens: Sequence[int], sampling: Sampling, size: int) -> list[Chunk]:
-    """The chunks of tokens that come `size` at a time."""
+    """Return the chunks of tokens that arrive `size` at a time."""
     text, pieces = GeneratedText(Bytes(), sampling, {END}), list[Chunk]()
     for start in range(0, len(tokens), size):
         for token in tokens[start : start + size]:

@@ -1,4 +1,4 @@
-"""Rows that decode together say what each says alone."""
+"""Rows that are generated together have the same texts as alone."""
 
 import random
 from pathlib import Path
@@ -27,7 +27,7 @@ def make(folder: Path, family: str = "llama", **changes: Any) -> BuiltModel:
 
 
 def alone(model: BuiltModel, prompt: list[int], num: int) -> str:
-    """By transformers' own loop."""
+    """Generate with transformers' own loop."""
     model.network.eval()
     ids = torch.tensor([prompt])
     with torch.inference_mode():
@@ -200,7 +200,7 @@ class Bytes:
 
 
 def push_all(text: str, *stop: str) -> list[str]:
-    """What each byte lets out, and the rest."""
+    """Return the text after each byte, and the rest."""
     reader, pieces = TextStream(Bytes(), stop), []
     for token in text.encode():
         pieces.append(reader.push(token))

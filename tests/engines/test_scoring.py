@@ -1,5 +1,5 @@
-"""Scores of continuations: what they are, that every way to compute them agrees, and what each way
-reads."""
+"""Scores of continuations: their values, the agreement of all methods, and the tokens that each
+method reads."""
 
 import random
 from pathlib import Path
@@ -22,7 +22,7 @@ METHODS = [scoring.block_mask, scoring.repeated_cache, scoring.whole_rows]
 
 
 def make(folder: Path, family: str, **changes: object) -> BuiltModel:
-    """With an adapter that does something."""
+    """Build a model whose adapter changes its outputs."""
     model = build(
         sources.resolve(str(tiny.base(folder, family, **changes))),
         None,
@@ -43,7 +43,7 @@ def prompts(num: int = 7, seed: int = 0) -> list[list[int]]:
 
 
 def plainly(model: BuiltModel, prompt: list[int], continuation: list[int]) -> float:
-    """One continuation by one plain forward."""
+    """Score one continuation by one plain forward pass."""
     model.network.eval()
     with torch.inference_mode():
         logprobs = model.network(torch.tensor([prompt + continuation])).logits[0].log_softmax(-1)

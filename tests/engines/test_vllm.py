@@ -1,4 +1,5 @@
-"""vLLM says what the transformers engine says: merged, and by adapters that share a base."""
+"""vLLM gives the same texts as the transformers engine, merged and with adapters that share a base
+model."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,7 @@ SIZES = {
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two adapters of one base."""
+    """Train two adapters of one base model."""
     place = tmp_path_factory.mktemp("vllm")
     tiny.base(place, "llama", **SIZES)
     paths = []
@@ -44,7 +45,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def engines(checkpoints: list[Path]) -> list[vllm.VllmEngine]:
-    """The base without an adapter, and both adapters, which fill all places that there are."""
+    """Return the base model without an adapter, and both adapters, which use all places of the
+    core."""
     base = load(checkpoints[0]).model.base
     targets = FAMILIES["llama"].lora_targets
     settings = vllm.Settings(

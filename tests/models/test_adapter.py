@@ -1,5 +1,5 @@
-"""An adapter's folder: an ordinary PEFT one, the same bytes every time, and read without trust in
-what it says."""
+"""The folder of an adapter is a plain PEFT folder with the same bytes every time, and is read
+without trust."""
 
 import json
 import shutil

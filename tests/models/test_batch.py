@@ -1,5 +1,5 @@
-"""Rows become a batch; whatever its attention, the answers and gradients are those of PyTorch's
-own; and where its own is slow, it is not what runs."""
+"""Batches of rows. Answers and gradients equal those of PyTorch's attention, which does not run
+where it is slow."""
 
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def use(model: BuiltModel, name: str) -> None:
 
 @pytest.fixture
 def lengths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Of the rows that were attended by themselves."""
+    """Record the widths of rows that are attended one by one."""
     widths = list[int]()
     attend = batch.scaled_dot_product_attention
 

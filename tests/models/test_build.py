@@ -1,5 +1,5 @@
-"""One function builds for training and inference: what is saved is what comes back, head, label
-names and pad token included."""
+"""One function builds models for training and inference. A saved model comes back with its head,
+labels and pad token."""
 
 import json
 import logging
@@ -42,7 +42,8 @@ def make(folder: Path, family: str, *, head: Head | None = HEAD, **lora: object)
 
 
 def disturb(model: BuiltModel) -> BuiltModel:
-    """As training would: no adapter is zero, and the head is not what was drawn."""
+    """Change the weights as training would: no adapter is zero, and the head is not the initial
+    one."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.network.parameters():

@@ -1,5 +1,5 @@
-"""Downloads from the Hub, which a server on loopback plays: only what transformers reads, pinned to
-a commit, usable offline after."""
+"""Downloads from a server on loopback in place of the Hub: only files that transformers reads,
+pinned to a commit, usable offline afterwards."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ OTHERS = ("onnx/model.safetensors", "training_args.bin", "picture.png")
 
 
 class Hub(BaseHTTPRequestHandler):
-    """org/NAME serves the folder NAME below `root`."""
+    """Serves the folder NAME below `root` as org/NAME."""
 
     root: Path
     downloads: list[str]

@@ -1,4 +1,4 @@
-"""Every family of the table, on a tiny random model of its real class: with a head or as a language
+"""Every family of the table on a tiny random model of its real class, with a head or as a language
 model, whole or in 4 bits."""
 
 from pathlib import Path
@@ -66,7 +66,7 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def train(model: BuiltModel, num_steps: int) -> list[float]:
-    """Losses of one batch, repeated."""
+    """Train on one batch several times, and return the losses."""
     inputs = collate(ROWS, model.tokenizer.pad_token_id)
     parameters = [parameter for parameter in model.network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-2)

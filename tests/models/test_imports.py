@@ -1,4 +1,5 @@
-"""What processes need not import, which would take seconds in each: of workers and replicas."""
+"""Workers and replicas do not import packages that they never use, which would take seconds in
+each."""
 
 import subprocess
 import sys

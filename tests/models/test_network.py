@@ -1,5 +1,4 @@
-"""What a base may lack, what it may not, and that nothing but the seed decides what is drawn for
-it."""
+"""What a base model may lack and may not lack. Only the seed decides about new weights."""
 
 import json
 import logging

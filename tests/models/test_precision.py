@@ -1,5 +1,5 @@
-"""Weights in half precision: the answers of autocast for every family, at any length, and put back
-as they were."""
+"""Weights in half precision give autocast's answers for every family and length, and are restored
+afterwards."""
 
 from pathlib import Path
 

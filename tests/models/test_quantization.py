@@ -1,5 +1,5 @@
-"""A base in 4 bits: it trains as if never evaluated, computes in the arithmetic around it, and
-comes back plain when merged."""
+"""A base model in 4 bits: evaluations do not change its training, it computes in the precision
+around it, and merging gives a plain model."""
 
 import importlib.util
 import logging

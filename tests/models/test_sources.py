@@ -1,5 +1,5 @@
-"""Where bases come from, and the one sentence for each way it can fail. The Hub is played by a
-server on loopback."""
+"""Base models from all sources, and one sentence for each failure. A server on loopback takes the
+place of the Hub."""
 
 import json
 import re
@@ -60,7 +60,7 @@ def hub() -> Iterator[str]:
 
 
 def ask(source: str, folder: Path, **env: str) -> str:
-    """What a fresh process says about a Hub source."""
+    """Return the output of a new process for a source of the Hub."""
     script = (
         "import sys; from medray.models import sources\ntry: "
         "sources.config_dir(sys.argv[1])\nexcept sources.ArtifactError as err: print(err)"

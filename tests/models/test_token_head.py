@@ -1,4 +1,4 @@
-"""A head that reads tokens: built, saved, reloaded and merged as one that reads rows, one output a
+"""A token head is built, saved, loaded and merged like a head for rows, with one output per
 token."""
 
 from pathlib import Path
@@ -28,7 +28,7 @@ HEADS = {
 
 
 def make(folder: Path, family: str, quantization: str = "none") -> BuiltModel:
-    """As training leaves it: no adapter is zero, and the head is not what was drawn."""
+    """Build a model as after training: no adapter is zero, and the head is not the initial one."""
     options = ModelOptions(quantization=quantization)
     model = build(
         sources.resolve(str(tiny.base(folder, family))), HEAD, options, LoraConfig(), seed=1

@@ -1,5 +1,4 @@
-"""The system's Chromium, driven by Playwright: what a page requests, what it complains about, what
-it shows."""
+"""The system's Chromium with Playwright: the requests of a page, its console and its content."""
 
 import shutil
 import time
@@ -16,7 +15,8 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 @dataclass
 class Tab:
-    """A page with its addresses, those inside the page left out, and everything on its console."""
+    """A page with its requests, except those to data inside the page, and all lines of its
+    console."""
 
     page: Page
     requests: list[str] = field(default_factory=list)
@@ -46,8 +46,7 @@ class Tab:
 def open_tab(
     browser: Browser, url: str, *, width: int = 1200, height: int = 800, dark: bool = False
 ) -> Tab:
-    """Load a page with a profile of its own. The caller closes it, or the browser does when it
-    ends."""
+    """Load a page with a new profile. The caller closes it, or the browser does at its end."""
     context = browser.new_context(
         viewport={"width": width, "height": height},
         is_mobile=width < 500,

@@ -1,4 +1,4 @@
-"""Google Cloud Storage and Azure on loopback, as far as releases need them, for tests."""
+"""Servers of Google Cloud Storage and Azure on loopback, with the operations that releases need."""
 
 import re
 import threading
@@ -26,7 +26,7 @@ class _Blob:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """`/bucket/key`, with either service's conditions, metadata and listings."""
+    """Serves `/bucket/key` with the conditions, metadata and listings of both services."""
 
     protocol_version = "HTTP/1.1"
     blobs: dict[str, _Blob]
@@ -71,7 +71,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(202 if self.blobs.pop(self.key, None) else 404)
 
     def do_POST(self) -> None:
-        """Azure's batch of deletions."""
+        """Answer Azure's batch of deletions."""
         batch = self.rfile.read(int(self.headers["content-length"])).decode()
         parts = []
         for number, path in enumerate(re.findall(r"DELETE (\S+) HTTP", batch)):
@@ -140,7 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
 def cloud_uri(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> Iterator[str]:
-    """A place in a bucket of its own."""
+    """The URI of a folder in a new bucket."""
     handler = type("Handler", (_Handler,), {"blobs": {}, "lock": threading.Lock()})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(

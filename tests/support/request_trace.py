@@ -1,4 +1,4 @@
-"""Which files of medray one HTTP request passes, from the socket to the answer: `python
+"""Lists the files of medray that one HTTP request passes, from the socket to the answer: `python
 tests/support/request_trace.py`.
 
 The proxy's bounds, the ingress, the replica and a tiny model run in this process; only Serve
@@ -48,7 +48,7 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {  # the kind of the tiny chec
 
 
 class Handle:
-    """A deployment's handle whose replica is an object of this process; values are copied as
+    """The handle of a deployment whose replica is an object of this process. Values are copied as
     between processes."""
 
     def __init__(self, target: Any, *, stream: bool = False) -> None:
@@ -67,7 +67,7 @@ class Handle:
 
 
 class Pieces:
-    """What a streamed call yields, as Serve's own generator of responses."""
+    """The stream of a call, like Serve's own generator of responses."""
 
     def __init__(self, generator: AsyncIterator[Any]) -> None:
         self.generator = generator
@@ -91,8 +91,7 @@ def _copy(value: Any) -> Any:
 
 
 class Files:
-    """The files of medray whose functions run while it records, in any thread that starts after
-    it."""
+    """Records the files of medray whose functions run, in any thread that starts afterwards."""
 
     def __init__(self) -> None:
         self.is_recording = False
@@ -120,8 +119,8 @@ class Files:
 
 
 def files_of_request(path: str) -> tuple[str, ...]:
-    """Those that the second request to a path passes, without values; the first one makes what is
-    kept for the others."""
+    """Return the files that the second request to a path passes, without values. The first request
+    fills caches."""
     files = Files()
     kind, body = REQUESTS[path]
     with ExitStack() as stack:
@@ -143,7 +142,7 @@ def files_of_request(path: str) -> tuple[str, ...]:
 
 @contextmanager
 def serving(checkpoint: Path, place: Path) -> Iterator[str]:
-    """A checkpoint's release at an address of this process."""
+    """Serve a checkpoint's release at an address of this process."""
     Registry(str(place)).publish(checkpoint, "traced")
     options = AppOptions(
         releases=("traced@1",),
@@ -180,7 +179,7 @@ def serving(checkpoint: Path, place: Path) -> Iterator[str]:
 
 
 def _without_serve(environment: Mapping[str, str]) -> Iterator[Any]:
-    """What a process of Serve's would have, and what may not change in this one."""
+    """Replace what a process of Serve has, and what must not change in this one."""
     client = SimpleNamespace(http_config=SimpleNamespace(host="127.0.0.1"))
     context = SimpleNamespace(get_assigned_resources=lambda: {"CPU": 1})
     identity = SimpleNamespace(replica_id=SimpleNamespace(unique_id="traced"))

@@ -1,4 +1,5 @@
-"""Tiny random base models of the real architecture classes, with a tokenizer made on the spot."""
+"""Tiny random base models of the real architecture classes, with a tokenizer that is built in the
+test."""
 
 import json
 import random
@@ -90,8 +91,8 @@ def _shared_folder() -> Path:
 
 
 def base(folder: Path, family: str = "bert", seed: int = 0, **changes: Any) -> Path:
-    """A base model without a head (decoders: with their language model), as it would come from the
-    Hub: a copy of the caller's own."""
+    """Write a base model without a head, as from the Hub, into the caller's folder. A decoder has
+    its language model."""
     path = folder / f"tiny-{family}"
     shutil.rmtree(
         path, ignore_errors=True
@@ -121,7 +122,8 @@ def _base(family: str, seed: int, changes_json: str) -> Path:
 
 
 def merged_model(folder: Path, family: str, head):  # type: ignore[no-untyped-def]
-    """A model as it is served: with its adapter merged, or without one for want of a head."""
+    """Return a model as it is served: with a merged adapter, or without an adapter where it has no
+    head."""
     from medray.config.trial import LoraConfig, ModelOptions
     from medray.models import sources
     from medray.models.build import build, merge
@@ -170,7 +172,7 @@ def text(rng: random.Random, num_words: int) -> str:
 
 
 def abstracts(folder: Path, num_rows: int = 60, seed: int = 0) -> Path:
-    """JSON lines that a tiny model can learn: a row is about cancer when it holds one of three
+    """Write JSON lines that a tiny model can learn: a row is about cancer when it has one of three
     words."""
     rng = random.Random(seed)
     path = folder / "rows.jsonl"
@@ -203,7 +205,7 @@ SIGNS = {
 
 
 def choices(folder: Path, num_rows: int = 60, seed: int = 0) -> Path:
-    """Rows whose label is a word or two of the vocabulary, and follows from one word of the
+    """Write rows whose label is one or two words of the vocabulary and follows from one word of the
     text."""
     rng = random.Random(seed)
     path = folder / "choices.jsonl"
@@ -226,7 +228,7 @@ def choices(folder: Path, num_rows: int = 60, seed: int = 0) -> Path:
 
 
 def choice_study(folder: Path, *settings: str, family: str = "llama", num_rows: int = 60):  # type: ignore[no-untyped-def]
-    """As `study`, for a causal language model that picks one of three labels."""
+    """Return a `study` of a causal language model that picks one of three labels."""
     data = folder / "choices.jsonl"
     return study(
         folder,
@@ -239,7 +241,7 @@ def choice_study(folder: Path, *settings: str, family: str = "llama", num_rows: 
 
 
 def instructions(folder: Path, num_rows: int = 48, seed: int = 0) -> Path:
-    """Questions whose answer follows from one word of them."""
+    """Write questions whose answer follows from one of their words."""
     rng = random.Random(seed)
     path = folder / "instructions.jsonl"
     signs = {sign for words_of_label in SIGNS.values() for sign in words_of_label} | {
@@ -265,7 +267,7 @@ def instructions(folder: Path, num_rows: int = 48, seed: int = 0) -> Path:
 
 
 def instruct_study(folder: Path, *settings: str, family: str = "llama", num_rows: int = 48):  # type: ignore[no-untyped-def]
-    """As `study`, for a causal language model that answers in words."""
+    """Return a `study` of a causal language model that answers in words."""
     data = folder / "instructions.jsonl"
     return study(
         folder,
@@ -284,8 +286,7 @@ NAMES = ("carcinoma", "renal failure", "heart failure", "lung infection")
 
 
 def annotations(folder: Path, num_rows: int = 60, seed: int = 0) -> Path:
-    """Rows with mentions that a tiny model can learn: four names, among words that are never part
-    of one."""
+    """Write rows with mentions that a tiny model can learn: four names, among other words."""
     rng = random.Random(seed)
     path = folder / "annotated.jsonl"
     others = [word for word in WORDS if not any(word in name for name in NAMES)]
@@ -306,7 +307,7 @@ def annotations(folder: Path, num_rows: int = 60, seed: int = 0) -> Path:
 def mention_study(
     folder: Path, task: str, *settings: str, family: str = "bert", num_rows: int = 60
 ):  # type: ignore[no-untyped-def]
-    """As `study`, for annotated rows; `task` is its YAML."""
+    """Return a `study` of annotated rows; `task` is its YAML."""
     data = folder / "annotated.jsonl"
     return study(
         folder,
@@ -319,7 +320,7 @@ def mention_study(
 
 
 def raw_abstracts(folder: Path, num_rows: int = 30) -> Path:
-    """A folder per class, with a file per abstract."""
+    """Write a folder per class, with a file per abstract."""
     for label, word in (("cancer", "tumour"), ("non_cancer", "fever")):
         (folder / "raw" / label).mkdir(parents=True)
         for number in range(num_rows // 2):
@@ -331,7 +332,7 @@ def raw_abstracts(folder: Path, num_rows: int = 30) -> Path:
 
 
 def study(folder: Path, *settings: str, family: str = "bert", num_rows: int = 60):  # type: ignore[no-untyped-def]
-    """A study over a tiny base and made-up rows."""
+    """Return a study of a tiny base model and generated rows."""
 
     source = folder / f"tiny-{family}"
     data = folder / "rows.jsonl"
@@ -356,8 +357,8 @@ def study(folder: Path, *settings: str, family: str = "bert", num_rows: int = 60
 
 @cache
 def checkpoint(kind: str = "study", *settings: str) -> Path:
-    """One of a trial of an epoch, trained once for all tests of a process: to be read, and
-    published, which copies it."""
+    """Return the checkpoint of a trial of one epoch, trained once per process. Tests read or
+    publish it, which copies it."""
     place = _shared_folder()
     study_config = {"study": study, "choice": choice_study, "instruct": instruct_study}[kind](
         place, "train.epochs=1", *settings
@@ -366,7 +367,7 @@ def checkpoint(kind: str = "study", *settings: str) -> Path:
 
 
 def trial(study_config, folder: Path, **reports):  # type: ignore[no-untyped-def]
-    """The study's first trial, ready to run."""
+    """Return the first trial of a study, ready to run."""
     from medray.data import dataset
     from medray.tasks.base import protocol as tasks
     from medray.training.material import gather
@@ -381,5 +382,5 @@ def trial(study_config, folder: Path, **reports):  # type: ignore[no-untyped-def
 
 
 def aliases(registry: Any, name: str) -> dict[str, int]:
-    """Where each alias of a release stands."""
+    """Return the version of each alias of a release."""
     return {alias: registry.newest(name, alias).version for alias in registry.alias_names(name)}

@@ -1,4 +1,4 @@
-"""What a trial reports comes back as it was, however Tune hands it on."""
+"""A report of a trial comes back unchanged through Ray Tune."""
 
 from ray.tune.utils import flatten_dict
 

@@ -1,5 +1,5 @@
-"""Training a language model on its answers alone: the loss, what is computed for it, and that the
-answer comes back everywhere."""
+"""Trains a language model on its answers only: the loss, the logits that it needs, and equal
+answers after loading."""
 
 from pathlib import Path
 

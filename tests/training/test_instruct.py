@@ -1,5 +1,5 @@
-"""Answers in words, learned and judged by a tiny model: what carries loss, what is kept, what an
-edit changes."""
+"""Trains and evaluates answers in words on a tiny model: which tokens have a loss, which texts are
+stored, which edits change an answer."""
 
 import json
 import math

@@ -1,5 +1,5 @@
-"""The loop's promises: what may not change a gradient, what a resume gives, what happens when
-memory runs out."""
+"""The training loop: settings that must not change a gradient, resuming, and running out of
+memory."""
 
 import logging
 from dataclasses import replace
@@ -31,7 +31,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 
 def gradients(folder: Path, *settings: str) -> dict[str, torch.Tensor]:
-    """Of one step over 8 rows, before the optimizer changes anything."""
+    """Return the gradients of one step over 8 rows, before the optimizer changes anything."""
     trial = tiny.trial(tiny.study(folder, "lora.dropout=0", *settings), folder)
     trial.loop = trial.make_loop()
     step = trial.loop.steps()[0]
@@ -203,8 +203,8 @@ def test_an_interrupted_trial_loses_no_step_and_resumes_to_the_same_bits(
 def test_a_trial_that_is_interrupted_where_it_does_not_train_takes_one_step_more_and_stores_it(
     tmp_path: Path, while_: str, stored_after: int
 ) -> None:
-    """Under Ray Train a report does not wait: the trial would train on, unstored, until its process
-    is ended."""
+    """Under Ray Train a report does not wait. Without this step, the trial would train on without
+    storing its state."""
 
     def on_report(evaluation: Evaluation) -> None:
         if evaluation.step == 5 and while_ == "its evaluation is reported":

@@ -1,5 +1,4 @@
-"""Rows in tokens: made some thousands at a time, gone on with after an interruption, and mapped by
-trials."""
+"""Encoded rows are made in pieces, resumed after an interrupt, and mapped by trials."""
 
 from pathlib import Path
 from typing import Any
@@ -103,7 +102,7 @@ def test_the_rows_of_a_split_are_read_from_the_mapped_file_without_a_copy(tmp_pa
 
 
 def test_other_rows_of_a_side_are_another_table(tmp_path: Path) -> None:
-    """Where the sides are given, the split's seed decides nothing but which rows a limit takes."""
+    """Where the split is given, its seed decides only which rows a limit keeps."""
     place, fingerprints = tmp_path / "prepared", []
     for seed, limit in ((0, 10), (1, 10), (0, 10), (0, 11)):
         study = tiny.study(tmp_path, f"data.limit={limit}", f"data.split={{seed: {seed}}}")

@@ -69,7 +69,7 @@ def test_the_token_budget_and_the_workers_change_no_step() -> None:
 
 
 def pad_share(steps: list[Step], lengths: np.ndarray) -> float:
-    """The share of an epoch's tokens that are padding."""
+    """Return the share of an epoch's tokens that are padding."""
     batches = [batch.rows for step in steps for rank in step.ranks for batch in rank]
     num_computed = sum(len(rows) * int(max(lengths[row] for row in rows)) for rows in batches)
     real = sum(int(lengths[row]) for step in steps for row in step.rows)

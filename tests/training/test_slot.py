@@ -1,4 +1,4 @@
-"""The state of a trial: its rates, and which of its evaluations is the best."""
+"""The state of a trial: its learning rates, and the choice of its best evaluation."""
 
 from pathlib import Path
 

@@ -1,5 +1,4 @@
-"""What a step computes does not depend on how it is taken: plain, by two workers, or in shards. Two
-ranks run all jobs."""
+"""A step gives the same result with one worker, two workers or shards. Two ranks run all jobs."""
 
 import shutil
 from collections.abc import Collection, Iterable
@@ -173,8 +172,7 @@ def test_fp16_under_deepspeed_scales_its_loss_as_plain_torch_does(
 def test_an_interrupted_trial_stores_its_state_after_the_step_that_is_under_way_on_every_worker(
     outcomes: Outcomes, name: str
 ) -> None:
-    """Without `state_every_steps`: after step 3 there was an evaluation, and steps 4 and 5 would be
-    lost."""
+    """Without `state_every_steps`, the last state would be that of the evaluation after step 3."""
     first, second = outcomes.interrupts[name]
     assert (len(first.losses), len(second.losses)) == (5, 2)
     assert [*first.losses, *second.losses] == pytest.approx(outcomes.plain.losses, abs=1e-5)
@@ -182,7 +180,7 @@ def test_an_interrupted_trial_stores_its_state_after_the_step_that_is_under_way_
 
 
 def test_only_stage_3_takes_weights_apart(outcomes: Outcomes) -> None:
-    """DeepSpeed keeps what it will soon need again whole."""
+    """DeepSpeed keeps weights whole that it needs again soon."""
     num_weights = {name: results.num_whole for name, results in outcomes.two.items()}
     assert {
         num_weights[name] for name in num_weights if name in ("zero 0", "zero 1", "zero 2")
@@ -205,7 +203,7 @@ def test_a_trial_goes_on_with_another_number_of_workers_and_another_strategy(
 
 @pytest.mark.parametrize("name", ["zero 2", "zero 3", "zero 3, nf4"])
 def test_a_checkpoint_from_shards_is_whole(outcomes: Outcomes, name: str) -> None:
-    """Loading compares its answers to the probe, in a process without shards."""
+    """Loading compares the outputs of the probe, in a process without shards."""
     for from_shards, plain in zip(
         outcomes.two[name].checkpoints,
         (outcomes.nf4 if "nf4" in name else outcomes.plain).checkpoints,

@@ -1,5 +1,4 @@
-"""A trial's artefacts: what a checkpoint holds, and that loading it gives the predictions that were
-reported."""
+"""The files of a trial: the contents of a checkpoint, and equal predictions after loading it."""
 
 import json
 import logging
@@ -302,7 +301,8 @@ def test_precisions_are_timed_once_per_study_and_per_processor_and_number_of_thr
     monkeypatch.setattr(precision, "time_steps", steps)
 
     def run(study: str, *settings: str) -> tuple[str, int]:
-        """What a trial of a study computes in, and how many steps were timed for it."""
+        """Return the precision of a trial of a study, and the number of steps that were timed for
+        it."""
         timings.clear()
         (tmp_path / study).mkdir(exist_ok=True)
         study_config = tiny.study(tmp_path, "model.precision=auto", "train.epochs=1", *settings)

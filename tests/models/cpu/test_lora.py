@@ -1,5 +1,5 @@
-"""The quick dropout is a dropout: its shares, its mean, its gradient, its seed. The quick layer
-computes what PEFT's does."""
+"""The quick dropout has the right shares, mean, gradient and seed. The quick layer computes the
+same as PEFT's."""
 
 from pathlib import Path
 
@@ -75,7 +75,7 @@ def test_every_adapter_has_it_fresh_and_read_back(tmp_path: Path) -> None:
 
 
 def layer_pair(dropout: float = 0.0, **settings: object) -> tuple[nn.Module, nn.Module]:
-    """A layer as PEFT has it, and the same one quickened."""
+    """Return a layer of PEFT, and the same layer after `quicken`."""
     layers = []
     for is_quick in (False, True):
         torch.manual_seed(0)
