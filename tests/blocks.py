@@ -92,7 +92,7 @@ def serve(release: str) -> Iterator[None]:
 
 
 def wait_until_served(process: "subprocess.Popen[bytes]") -> None:
-    end = time.monotonic() + 180
+    end = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < end:
         try:
             with urllib.request.urlopen("http://127.0.0.1:8000/healthz", timeout=5) as response:
