@@ -95,7 +95,7 @@ def test_a_study_that_a_job_does_not_find_says_what_ray_leaves_behind(
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     assert cli.main(["study", str(tmp_path / "none.yaml"), "--dry-run"]) == 1
     assert (
-        "none.yaml: no such file; ray job submit sends nothing that .gitignore names"
+        "none.yaml: no such file; ray job submit sends no file that .gitignore names"
         in capsys.readouterr().err
     )
 
@@ -277,7 +277,7 @@ def test_dry_run_reads_the_data(medray: Command, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert too_small in done.stderr
     assert (
-        "data.evaluation_rows 2 is too small"
+        "data.evaluation_rows: 2 is too small"
         in medray("study", "study.yaml", "data.evaluation_rows=2", "--dry-run").stderr
     )
     searched = ("search.space={data.limit: {choice: [2, 30]}}", "search.num_trials=2")
@@ -314,7 +314,7 @@ def test_every_mistake_is_listed_at_once_with_exit_status_1(
         "3 mistakes",
         "names 'body'; allowed: ",
         "none of q_proj is a linear layer of bert",
-        "not a folder that can be written to",
+        "is not a writable folder",
     ):
         assert part in done.stderr
     assert "Traceback" not in done.stderr
@@ -350,7 +350,7 @@ def test_convert_writes_the_combined_file_and_never_over_another(
     before = files.hash_file(tmp_path / "combined.psv")
     again = medray(*asked)
     assert again.returncode == 1
-    assert "is there already and is left alone" in again.stderr
+    assert "exists already" in again.stderr
     assert files.hash_file(tmp_path / "combined.psv") == before
 
 
