@@ -12,9 +12,9 @@ BOUNDS = {
     "single modules at the top": 4,
     "layers": 11,
     "files that compute an F1": 1,
-    "lines of the largest file": 425,
+    "lines of the largest file": 364,
     "lines of the largest function": 94,
-    "names that are participles": 100,
+    "names that are participles": 0,
 }
 CONTRACTS = """
 [[tool.importlinter.contracts]]
@@ -50,7 +50,7 @@ def checkout(folder: Path, **modules: str) -> house.House:
 
 def test_the_shape_stays_within_its_bounds(today: house.House) -> None:
     figures = {
-        "modules": today.num_modules,
+        "modules": 218today.num_modules,
         "single modules at the top": len(today.single),
         "layers": len(today.layers),
         "files that compute an F1": len(today.f1_files),
