@@ -49,8 +49,9 @@ KEYS = {
 PREFIXES = ("is_", "has_", "are_", "was_", "num_")
 # Class names that every module of a seam has.
 SEAM_CLASSES = {"Options", "Request", "Response", "Task", "Strategy"}
-# File names of seams. Files in cli/ are named like their commands.
 SEAM_FILES = {"__init__", "base", "protocol", "task", "options"}
+# Files here are named like a command, or like the section of a study's YAML.
+MIRRORS = {"cli", "config"}
 
 
 class Bound(NamedTuple):
@@ -126,7 +127,7 @@ def files_of_two_meanings(paths: Sequence[Path]) -> dict[str, list[Path]]:
     """Map each file name that stands in two folders to its paths."""
     places: dict[str, list[Path]] = defaultdict(list)
     for path in paths:
-        if path.stem not in SEAM_FILES and path.parent.name != "cli":
+        if path.stem not in SEAM_FILES and path.parent.name not in MIRRORS:
             places[path.stem].append(path)
     return {name: paths for name, paths in sorted(places.items()) if len(paths) > 1}
 

@@ -50,7 +50,7 @@ def checkout(folder: Path, **modules: str) -> house.House:
 
 def test_the_shape_stays_within_its_bounds(today: house.House) -> None:
     figures = {
-        "modules": 218today.num_modules,
+        "modules": today.num_modules,
         "single modules at the top": len(today.single),
         "layers": len(today.layers),
         "files that compute an F1": len(today.f1_files),

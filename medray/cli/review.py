@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from medray.evaluation.analysis import SplitAnalysis
 
 app = typer.Typer()
-Split = Literal["validation", "test"]
+ReviewSplit = Literal["validation", "test"]
 
 
 @app.command()
@@ -35,7 +35,7 @@ def review(
         typer.Argument(help="for a release: YAML files and key=value settings"),
     ] = None,
     split: Annotated[
-        Split, typer.Option(help="the rows to review; each reading of test labels is logged")
+        ReviewSplit, typer.Option(help="the rows to review; each reading of test labels is logged")
     ] = "validation",
     finalist: Annotated[
         str | None, typer.Option(help="name of a finalist; by default the winner")
@@ -101,7 +101,7 @@ def review(
 
 
 def _of_run(
-    folder: Path, split: Split, finalist: str | None, texts: bool
+    folder: Path, split: ReviewSplit, finalist: str | None, texts: bool
 ) -> "tuple[SplitAnalysis, dict[str, str] | None]":
     """Return the analysis of a run's finalist, and its rows' texts where they were requested."""
     from medray.data import dataset as datasets
@@ -132,7 +132,7 @@ def _of_run(
 
 
 def _of_release(
-    reference: str, arguments: list[str], split: Split, texts: bool, storage_path: str | None
+    reference: str, arguments: list[str], split: ReviewSplit, texts: bool, storage_path: str | None
 ) -> "tuple[SplitAnalysis, dict[str, str] | None]":
     """Evaluate a release on a study's rows, and return its analysis and the rows' texts."""
     from medray.data import dataset as datasets
@@ -152,6 +152,6 @@ def _of_release(
     return evaluation.analysis, _texts(datasets.load(study.data), split) if texts else None
 
 
-def _texts(dataset: "Dataset", split: Split) -> dict[str, str]:
+def _texts(dataset: "Dataset", split: ReviewSplit) -> dict[str, str]:
     rows = dataset.unlabelled_test() if split == "test" else dataset.validation
     return {example.id: example.text for example in rows}

@@ -22,7 +22,7 @@ from packaging.utils import canonicalize_name
 from medray.config.environment import cache_dir
 from medray.errors.redaction import redact
 
-Status = Literal["ok", "warning", "missing", "broken"]
+Condition = Literal["ok", "warning", "missing", "broken"]
 _FREE_GB = 5.0  # less is worth a warning
 _SHARED_GB = 1.0  # of /dev/shm, where Ray keeps objects
 _VARIABLES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_TMPDIR")
@@ -32,7 +32,7 @@ _LOOPBACK = ("localhost", "127.0.0.1")
 @dataclass(frozen=True)
 class Check:
     name: str
-    status: Status  # missing: optional; broken: medray needs it
+    status: Condition  # missing: optional; broken: medray needs it
     detail: str
     remedy: str | None = None
 
@@ -86,7 +86,7 @@ def _applies(requirement: Requirement, extra: str) -> bool:
     return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
 
 
-def _package_check(name: str, requirements: Sequence[Requirement], status: Status) -> Check:
+def _package_check(name: str, requirements: Sequence[Requirement], status: Condition) -> Check:
     mistakes, to_install = [], []
     for requirement in requirements:
         version = _version(requirement.name)
@@ -196,7 +196,7 @@ def _disk() -> Iterator[Check]:
             )
             continue
         free = _free_gb(folder)
-        status: Status = "ok" if free >= _FREE_GB else "warning"
+        status: Condition = "ok" if free >= _FREE_GB else "warning"
         yield Check(
             name,
             status,
