@@ -46,8 +46,8 @@ def test_an_application_without_any_of_its_releases_is_refused_with_a_reason_for
     with pytest.raises(
         ServingError,
         match=(
-            r"^cancer@1: .* it has no manifest.json; put the "
-            r"checkpoint back, or publish it again$"
+            r"^cancer@1: .* because it has no manifest.json; "
+            r"restore the checkpoint, or publish it again$"
         ),
     ):
         app.build(options(storage, "cancer@best"))

@@ -271,5 +271,5 @@ def test_a_base_model_that_the_budget_left_untried_fails_the_study(tmp_path: Pat
     bases = [{"source": source} for source in (*run_files.BASES, "hub/untried")]
     finished_run = run_files.run(tmp_path, base_models=bases, publish=None)
     study = run_files.study(tmp_path, base_models=bases, publish=None)
-    with pytest.raises(TrialError, match=r"the budget ended before hub/untried was tried"):
+    with pytest.raises(TrialError, match=r"the budget ended before hub/untried had a trial"):
         run(study, here=finished_run)

@@ -131,7 +131,7 @@ def test_the_audit_line_has_tokens_and_times_and_no_log_has_a_text(served: Serve
     with pytest.raises(openai.BadRequestError):
         served.say(MARKER, n=2)
     lines = served.audit_lines(answer.id.removeprefix("chatcmpl-"))
-    lines = {
+    texts = {
         path: path.read_text(errors="replace")
         for path in (served.audit, *served.logs.rglob("*"))
         if path.is_file()
@@ -145,7 +145,7 @@ def test_the_audit_line_has_tokens_and_times_and_no_log_has_a_text(served: Serve
     )
     assert line["prompt_tokens"] == answer.usage.prompt_tokens
     assert 0 < line["first_token_ms"] <= line["ms"]
-    assert [str(path) for path, text in lines.items() if MARKER in text] == []
+    assert [str(path) for path, text in texts.items() if MARKER in text] == []
 
 
 @pytest.mark.chaos
