@@ -1,10 +1,10 @@
-"""Install packages into this Python: by uv where it is there or can be had, which takes a tenth of
-pip's time, else by pip.
+"""Installs packages into this Python with uv, which takes a tenth of pip's time. If uv is neither
+installed nor installable, it uses pip.
 
-`python cluster/install.py [arguments of "pip install"]`. uv reads no configuration of pip's, so
-what that says of indexes, folders of wheels, certificates and a proxy is passed on. No module
-outside the standard library is used. `python cluster/install.py --renew` finds the newest versions
-that go together and writes them to constraints.txt."""
+`python cluster/install.py [arguments of "pip install"]`. uv does not read pip's configuration, so
+pip's indexes, folders of wheels, certificates and proxy are passed on. The module imports only the
+standard library. `python cluster/install.py --renew` resolves the newest compatible versions and
+writes them to constraints.txt."""
 
 import ast
 import os
@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-# An option of pip, the variable of uv that means the same, and what uv puts between several values.
+# Options of pip, the variable of uv with the same meaning, and uv's separator between values.
 PASSED_ON = {
     "index-url": ("UV_INDEX_URL", " "),
     "extra-index-url": ("UV_EXTRA_INDEX_URL", " "),
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
         return renew()
     if uv := find_uv():
         pip_options = pip_settings()
-        environment = uv_settings(pip_options) | os.environ  # what is set for uv itself comes first
+        environment = uv_settings(pip_options) | os.environ  # uv's own variables take precedence
         status = subprocess.call(
             [
                 uv,
@@ -59,13 +59,13 @@ def main(arguments: Sequence[str]) -> int:
         )
         if status == 0:
             return 0
-        print(f"uv ended with status {status}; pip is tried instead", file=sys.stderr, flush=True)
+        print(f"uv exited with status {status}; trying pip instead", file=sys.stderr, flush=True)
     return subprocess.call([*PIP, "install", "--quiet", *arguments])
 
 
 def renew() -> int:
-    """Their metadata alone is read. Packages of weights are pinned without what they would install
-    beside them."""
+    """Pin the newest versions; only metadata is read. Packages of weights are pinned without their
+    dependencies."""
     uv = find_uv()
     if not uv:
         print(
@@ -111,12 +111,12 @@ def renew() -> int:
 
 
 def pin(line: str) -> str:
-    """Without the build that this machine has: others install theirs of the same version."""
+    """Return a pin without its local build tag: other machines install another build."""
     return line.partition(" ")[0].partition("+")[0]
 
 
 def find_uv() -> str | None:
-    """The uv on the PATH or beside this Python, where pip puts it if there is none."""
+    """Return uv on the PATH or beside this Python; if there is none, pip installs it there."""
     beside = str(Path(sys.executable).parent)
     if not (path := shutil.which("uv") or shutil.which("uv", path=beside)):
         subprocess.call([*PIP, "install", "--quiet", "uv"])
@@ -125,10 +125,10 @@ def find_uv() -> str | None:
 
 
 def pip_settings() -> dict[str, str]:
-    """pip's options by name, from its files and its environment variables."""
+    """Return pip's options by name, from its files and environment variables."""
     listing = subprocess.run([*PIP, "config", "list"], capture_output=True, text=True).stdout
     settings: dict[str, str] = {}
-    for section in ("global", "install", ":env:"):  # the later one counts
+    for section in ("global", "install", ":env:"):  # the last one wins
         for line in listing.splitlines():
             name, is_setting, value = line.partition("=")
             if is_setting and name.startswith(f"{section}."):
@@ -137,7 +137,7 @@ def pip_settings() -> dict[str, str]:
 
 
 def uv_settings(pip: Mapping[str, str]) -> dict[str, str]:
-    """uv's environment variables for options of pip. Places that are not there are left out, as pip
+    """Return uv's environment variables for options of pip. Missing folders are left out, as pip
     does."""
     settings = {}
     for option, (variable, separator) in PASSED_ON.items():
@@ -148,15 +148,14 @@ def uv_settings(pip: Mapping[str, str]) -> dict[str, str]:
         ]:
             settings[variable] = separator.join(values)
     if "UV_EXTRA_INDEX_URL" in settings:
-        settings["UV_INDEX_STRATEGY"] = (
-            "unsafe-best-match"  # the best version of all indexes, as pip has it
-        )
+        # The best version of all indexes, like pip.
+        settings["UV_INDEX_STRATEGY"] = "unsafe-best-match"
     return settings
 
 
 def uv_options(pip: Mapping[str, str]) -> list[str]:
-    """What uv takes from its command line alone, or reads from a variable only where that has none
-    of the kind."""
+    """Return options for uv's command line. uv reads them only there, or ignores their variable if
+    the command line has another option of that kind."""
     no_index = (
         ["--no-index"]
         if pip.get("no-index", "0").lower() not in ("0", "false", "no", "off")

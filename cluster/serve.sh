@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# What the image's stage `serve` runs: releases of a mounted folder (or s3://) over HTTP, for those who have a token.
-#   MEDRAY_RELEASES        what is served, separated by spaces: cancer@best findings@2
-#   MEDRAY_STORAGE_PATH    where it is kept (/releases, or s3://BUCKET/PREFIX)
-#   MEDRAY_TOKENS_FILE     a file with the SHA-256 of a token a line; or
-#   MEDRAY_TOKENS_SHA256   the same lines themselves, from a secret; or
-#   MEDRAY_OPEN_TO_ALL=1   everybody who reaches the port may ask
+# The command of the image's stage `serve`: serves releases of a mounted folder (or s3://) over HTTP to clients with a token.
+#   MEDRAY_RELEASES        the releases to serve, separated by spaces: cancer@best findings@2
+#   MEDRAY_STORAGE_PATH    where they are stored (/releases, or s3://BUCKET/PREFIX)
+#   MEDRAY_TOKENS_FILE     a file with the SHA-256 of one token per line; or
+#   MEDRAY_TOKENS_SHA256   the lines of such a file, from a secret; or
+#   MEDRAY_OPEN_TO_ALL=1   serve without tokens everyone who reaches the port
 set -euo pipefail
 
 if [ -z "${MEDRAY_RELEASES:-}" ]; then
-  echo "medray-serve: MEDRAY_RELEASES names no release, such as cancer@best" >&2
+  echo "medray-serve: MEDRAY_RELEASES is empty; name a release, such as cancer@best" >&2
   exit 1
 fi
 read -ra releases <<<"$MEDRAY_RELEASES"
@@ -22,7 +22,7 @@ elif [ -n "${MEDRAY_TOKENS_SHA256:-}" ]; then
 elif [ "${MEDRAY_OPEN_TO_ALL:-}" = 1 ]; then
   options+=(--open-to-all)
 else
-  echo "medray-serve: the port is open to others: MEDRAY_TOKENS_FILE or MEDRAY_TOKENS_SHA256 says who may ask, MEDRAY_OPEN_TO_ALL=1 lets everybody" >&2
+  echo "medray-serve: other machines reach the port, and no token is set; set MEDRAY_TOKENS_FILE or MEDRAY_TOKENS_SHA256, or serve everyone with MEDRAY_OPEN_TO_ALL=1" >&2
   exit 1
 fi
 exec medray serve "${releases[@]}" "${options[@]}"

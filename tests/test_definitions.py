@@ -189,7 +189,7 @@ def served_with(tmp_path: Path, **settings: str) -> subprocess.CompletedProcess[
 def test_the_serving_image_starts_only_with_releases_and_with_tokens_or_the_explicit_word(
     tmp_path: Path,
 ) -> None:
-    assert "MEDRAY_RELEASES names no release" in served_with(tmp_path).stderr
+    assert "MEDRAY_RELEASES is empty; name a release" in served_with(tmp_path).stderr
     bare = served_with(tmp_path, MEDRAY_RELEASES="cancer@best")
     assert bare.returncode == 1
     assert "MEDRAY_OPEN_TO_ALL=1" in bare.stderr

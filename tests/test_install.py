@@ -142,4 +142,4 @@ def test_where_uv_fails_pip_is_tried_and_its_status_counts(
         subprocess, "call", lambda command, env=None: 2 if command[0] == "/bin/uv" else 1
     )
     assert install.main(["no-such-package"]) == 1
-    assert "uv ended with status 2; pip is tried instead" in capsys.readouterr().err
+    assert "uv exited with status 2; trying pip instead" in capsys.readouterr().err
