@@ -1,5 +1,5 @@
-"""`ray job submit --working-dir . -- python jobs/evaluate.py cancer@best STUDY.yaml`: judge a
-release on a study's data."""
+"""`ray job submit --working-dir . -- python jobs/evaluate.py cancer@best STUDY.yaml`:
+evaluates a release on the data of a study."""
 
 import sys
 

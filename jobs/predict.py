@@ -1,5 +1,5 @@
 """`ray job submit --working-dir . -- python jobs/predict.py cancer@best --input s3://… --output
-s3://…`: answer a library of texts."""
+s3://…`: predicts a file or folder of texts."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Point an alias at a version from a job, and wait until every replica serves it: python
+"""Points an alias at a version from a job, and waits until every replica serves it: python
 jobs/promote.py cancer@7 best [--url URL]."""
 
 import sys

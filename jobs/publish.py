@@ -1,5 +1,5 @@
 """`ray job submit --working-dir . -- python jobs/publish.py runs/cancer cancer --alias best`:
-publish a study's winner."""
+publishes the winner of a study."""
 
 import sys
 

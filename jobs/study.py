@@ -1,5 +1,5 @@
-"""`ray job submit --working-dir . -- python jobs/study.py STUDY.yaml key=value`: run a study; not
-zero where it failed."""
+"""`ray job submit --working-dir . -- python jobs/study.py STUDY.yaml key=value`: runs a study. The
+exit status is not zero if it fails."""
 
 import sys
 

