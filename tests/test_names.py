@@ -4,27 +4,12 @@ from pathlib import Path
 
 import names
 
-# Parts whose names are still to be changed.
-OPEN = {
-    "jobs",
-    "tests/cli", "tests/config", "tests/runtime", "tests/stored",
-}  # fmt: skip
-
-
-def part(path: Path) -> str:
-    """Return the entry of OPEN that a file falls under: its folder below the top, or the file."""
-    parts = path.relative_to(names.ROOT).parts
-    if parts[0] == "medray" or len(parts) > 2:
-        return "/".join(parts[:2]) if parts[0] in ("medray", "tests") else parts[0]
-    return parts[0]
-
 
 def test_no_name_is_a_participle() -> None:
     bound = [
         f"{entry.path.relative_to(names.ROOT)}:{entry.line}: {entry.name}"
         for top in ("medray", "jobs", "tests")
         for path, tree in names.trees([names.ROOT / top]).items()
-        if part(path) not in OPEN
         for entry in names.participles(path, tree)
     ]
     assert bound == []

@@ -1,4 +1,4 @@
-"""`medray chat`: what is typed, what is printed, and what the partner reads."""
+"""Tests of `medray chat`: its input, its output and the messages that the model receives."""
 
 import io
 from collections.abc import Callable, Generator
@@ -22,7 +22,7 @@ ASK = [{"role": "user", "content": "What is asthma?"}]
 
 
 class Partner:
-    """Replies with the number of turns that it read, and records them."""
+    """Replies with the number of turns that it received, and records them."""
 
     name, system, disclaimer = "adviser@1", "Be careful.", "Not a doctor."
 
@@ -76,10 +76,10 @@ def test_a_refused_turn_is_reported_and_dropped_and_a_wrong_command_is_no_turn(
 
 
 @pytest.fixture
-def typed(
+def chat_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
-    """The command with lines on its standard input."""
+    """Return a function that runs the command with lines on its standard input."""
 
     def run(lines: str, *arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.stdin", io.StringIO(lines))
@@ -97,39 +97,39 @@ def typed(
     where="`medray chat NAME@best`",
 )
 def test_a_release_chats_in_this_process(
-    tmp_path: Path, typed: Callable[..., tuple[int, str, str]]
+    tmp_path: Path, chat_command: Callable[..., tuple[int, str, str]]
 ) -> None:
     runs = str(tmp_path / "runs")
     release = Registry(runs).publish(tiny.checkpoint("instruct"), "adviser")
     model = release.load()
     prompt = model.task.prompt([Message("user", "rhythm pressure")], model.engine.tokenizer, 5)  # type: ignore[attr-defined]
     (reply,) = gather(model.engine.generate([prompt], Sampling(max_tokens=5)), 1)
-    status, output, _ = typed(
+    status, output, _ = chat_command(
         "rhythm pressure\n/quit\n", "adviser", "--storage-path", runs, "--max-tokens", "5"
     )
     assert status == 0
     assert output == f"adviser@1\nsystem: the study of\n{DISCLAIMER}\n{chat.HELP}\n{reply.text}\n"
-    assert typed("", "adviser", "--storage-path", runs, "--model", "x")[0] == 2
+    assert chat_command("", "adviser", "--storage-path", runs, "--model", "x")[0] == 2
 
 
 def test_a_release_that_does_not_chat_is_refused(
-    tmp_path: Path, typed: Callable[..., tuple[int, str, str]]
+    tmp_path: Path, chat_command: Callable[..., tuple[int, str, str]]
 ) -> None:
     runs = str(tmp_path / "runs")
     Registry(runs).publish(tiny.checkpoint(), "cancer")
-    status, _, errors = typed("a\n", "cancer@1", "--storage-path", runs)
+    status, _, errors = chat_command("a\n", "cancer@1", "--storage-path", runs)
     assert status == 1
     assert "cancer@1: its task 'classification' does not chat" in errors
 
 
 def test_a_service_chats_given_its_token(
-    tmp_path: Path, typed: Callable[..., tuple[int, str, str]]
+    tmp_path: Path, chat_command: Callable[..., tuple[int, str, str]]
 ) -> None:
     service = Service()
     (tmp_path / "token").write_text("right\n")
     with listening(service, frozenset({auth.digest("right")})) as url:
         options = ["--token-file", str(tmp_path / "token"), "--model", "adviser"]
-        status, output, _ = typed(
+        status, output, _ = chat_command(
             "What?\nWhy?\n/quit\n", url, *options, "--system", "Be brief.", "--max-tokens", "9"
         )
         assert status == 0
@@ -143,9 +143,9 @@ def test_a_service_chats_given_its_token(
             "user",
         ]
         assert second[1].max_tokens == 9
-        assert typed("What?\n", url)[0] == 1
-        assert "401" in typed("What?\n", url)[2]
-        status, _, errors = typed("What?\n", url, "--token-file", str(tmp_path / "token"))
+        assert chat_command("What?\n", url)[0] == 1
+        assert "401" in chat_command("What?\n", url)[2]
+        status, _, errors = chat_command("What?\n", url, "--token-file", str(tmp_path / "token"))
         assert status == 1
         assert "name one with --model" in errors
 

@@ -1,4 +1,4 @@
-"""The command as a user runs it."""
+"""Tests of the command `medray` as users run it."""
 
 import contextlib
 import io
@@ -27,24 +27,24 @@ from medray.study.run import Run
 
 
 @dataclass(frozen=True)
-class Done:
+class Result:
     returncode: int
     stdout: str
     stderr: str
 
 
 class Command:
-    """The command in this process: importing torch anew for every call would be most of the
+    """Runs the command in this process, because importing torch per call would take most of the
     time."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self.capsys = capsys
 
-    def __call__(self, *arguments: str) -> Done:
+    def __call__(self, *arguments: str) -> Result:
         self.capsys.readouterr()
         status = cli.main(arguments)
-        shown = self.capsys.readouterr()
-        return Done(status, shown.out, shown.err)
+        output = self.capsys.readouterr()
+        return Result(status, output.out, output.err)
 
 
 @pytest.fixture
@@ -63,9 +63,9 @@ def study(tmp_path: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Searched:
-    folder: Path  # in which the command was run
-    done: Done
+class Search:
+    folder: Path  # working directory of the command
+    result: Result
 
     @property
     def run(self) -> Path:
@@ -74,9 +74,9 @@ class Searched:
 
 
 @pytest.fixture(scope="module")
-def searched(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Searched:
-    """`medray study` once, for all tests that look at what it did. None of them starts another run
-    of this study."""
+def search(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Search:
+    """Run `medray study` once for all tests that check its results. None of them may start another
+    run of this study."""
     folder = tmp_path_factory.mktemp("searched")
     (folder / "study.yaml").write_text(
         dump_settings(tiny.study(folder, "train.epochs=2", "task.metric=f1_binary"))
@@ -84,10 +84,10 @@ def searched(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Sear
     out, err = io.StringIO(), io.StringIO()
     with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = cli.main(["study", "study.yaml", "publish.name=cancer"])
-    return Searched(folder, Done(status, out.getvalue(), err.getvalue()))
+    return Search(folder, Result(status, out.getvalue(), err.getvalue()))
 
 
-def test_a_study_that_a_job_does_not_find_says_what_ray_leaves_behind(
+def test_a_missing_study_in_a_job_is_reported_with_what_ray_does_not_send(
     tmp_path, monkeypatch, capsys
 ):
     assert cli.main(["study", str(tmp_path / "none.yaml"), "--dry-run"]) == 1
@@ -107,10 +107,10 @@ def test_a_study_that_a_job_does_not_find_says_what_ray_leaves_behind(
     where="`medray study FILE`",
 )
 def test_a_study_is_searched_ranked_published_and_reported(
-    medray: Command, searched: Searched, tmp_path: Path
+    medray: Command, search: Search, tmp_path: Path
 ) -> None:
-    done, runs = searched.done, str(searched.folder / "runs" / "tiny")
-    assert done.returncode == 0, done.stderr
+    result, runs = search.result, str(search.folder / "runs" / "tiny")
+    assert result.returncode == 0, result.stderr
     for part in (
         "60 rows",
         "always answering",
@@ -120,7 +120,7 @@ def test_a_study_is_searched_ranked_published_and_reported(
         "TF-IDF",
         "published: cancer@1",
     ):
-        assert part in done.stdout
+        assert part in result.stdout
     stages = (
         "checking the study",
         "starting Ray",
@@ -129,12 +129,12 @@ def test_a_study_is_searched_ranked_published_and_reported(
         "waiting for the first trial",
         "predicting the test",
     )
-    waited = [line for line in done.stdout.splitlines() if line.startswith(stages)]
+    lines = [line for line in result.stdout.splitlines() if line.startswith(stages)]
     assert list(
-        dict.fromkeys(stage for line in waited for stage in stages if line.startswith(stage))
+        dict.fromkeys(stage for line in lines for stage in stages if line.startswith(stage))
     ) == list(stages)
-    page = searched.run / "report.html"
-    assert f"report: {page}" in done.stdout
+    page = search.run / "report.html"
+    assert f"report: {page}" in result.stdout
     assert "tiny-bert with LoRA won" in page.read_text(encoding="utf-8")
     assert len(list(page.parent.glob("tensorboard/tiny-bert-000/events.*"))) == 1
     assert medray("report", runs, "--output", "again.html").returncode == 0
@@ -145,32 +145,32 @@ def test_a_study_is_searched_ranked_published_and_reported(
 
 @pytest.mark.ray
 def test_a_study_that_ended_is_read_again_on_resume_and_other_settings_or_no_run_are_refused(
-    medray: Command, searched: Searched, monkeypatch: pytest.MonkeyPatch
+    medray: Command, search: Search, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(searched.folder)
-    refused = medray("study", "study.yaml", "--resume", "storage_path=elsewhere")
-    assert refused.returncode == 1
-    assert "has no run of a study" in refused.stderr
-    run = searched.run
-    changed = medray("study", "study.yaml", "publish.name=cancer", "--resume", "lora.r=3")
-    assert changed.returncode == 1
+    monkeypatch.chdir(search.folder)
+    wrong_folder = medray("study", "study.yaml", "--resume", "storage_path=elsewhere")
+    assert wrong_folder.returncode == 1
+    assert "has no run of a study" in wrong_folder.stderr
+    run = search.run
+    other_settings = medray("study", "study.yaml", "publish.name=cancer", "--resume", "lora.r=3")
+    assert other_settings.returncode == 1
     assert (
         "was started with other settings: lora.r was 16 and is 3; a resume may change "
         "search.num_trials"
-    ) in changed.stderr
-    resumed = medray("study", "study.yaml", "publish.name=cancer", "--resume")
-    assert resumed.returncode == 0, resumed.stderr
-    assert searched.done.stdout.split("winner:")[1] == resumed.stdout.split("winner:")[1]
-    assert "opened" not in resumed.stderr
-    assert searched.run == run
+    ) in other_settings.stderr
+    resume = medray("study", "study.yaml", "publish.name=cancer", "--resume")
+    assert resume.returncode == 0, resume.stderr
+    assert search.result.stdout.split("winner:")[1] == resume.stdout.split("winner:")[1]
+    assert "opened" not in resume.stderr
+    assert search.run == run
 
 
 @pytest.mark.ray
 def test_a_winner_that_is_worse_than_a_baseline_is_withheld_with_exit_status_3(
-    medray: Command, searched: Searched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    medray: Command, search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = tmp_path / "searched"
-    shutil.copytree(searched.folder, copy)
+    shutil.copytree(search.folder, copy)
     (board_path,) = copy.glob("runs/tiny/*/leaderboard.json")
     board = json.loads(board_path.read_text(encoding="utf-8"))
     (pair,) = [
@@ -183,45 +183,43 @@ def test_a_winner_that_is_worse_than_a_baseline_is_withheld_with_exit_status_3(
     for settings in (copy / "study.yaml", board_path.parent / "study.yaml"):
         text = settings.read_text(encoding="utf-8")
         settings.write_text(
-            text.replace(str(searched.folder / "runs"), str(copy / "runs")), encoding="utf-8"
+            text.replace(str(search.folder / "runs"), str(copy / "runs")), encoding="utf-8"
         )
     monkeypatch.chdir(copy)
-    asked = ("study", "study.yaml", "--resume")
-    withheld = medray(*asked, "publish.name=lymphoma")
-    assert withheld.returncode == 3, withheld.stderr
+    command = ("study", "study.yaml", "--resume")
+    result = medray(*command, "publish.name=lymphoma")
+    assert result.returncode == 3, result.stderr
     assert (
         "medray: study tiny: the winner tiny-bert-000 is not published: majority is "
         "better on validation rows"
-    ) in withheld.stderr
-    assert "published:" not in withheld.stdout
-    allowed = medray(*asked, "publish={name: lymphoma, allow_worse: true}")
-    assert allowed.returncode == 0, allowed.stderr
-    assert "published: lymphoma@1" in allowed.stdout
+    ) in result.stderr
+    assert "published:" not in result.stdout
+    override = medray(*command, "publish={name: lymphoma, allow_worse: true}")
+    assert override.returncode == 0, override.stderr
+    assert "published: lymphoma@1" in override.stdout
 
 
 @pytest.mark.ray
 def test_a_winner_is_published_listed_verified_evaluated_and_exported(
-    medray: Command, searched: Searched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    medray: Command, search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(searched.folder)
-    published = medray("publish", "runs/tiny", "tumour", "--alias", "best")
-    assert published.stdout.splitlines()[0] == "tumour@1 is tumour@best", published.stderr
-    checkpoint = re.search(r"checkpoint: (.*)", searched.done.stdout)
+    monkeypatch.chdir(search.folder)
+    publication = medray("publish", "runs/tiny", "tumour", "--alias", "best")
+    assert publication.stdout.splitlines()[0] == "tumour@1 is tumour@best", publication.stderr
+    checkpoint = re.search(r"checkpoint: (.*)", search.result.stdout)
     assert checkpoint
-    assert (
-        medray("publish", checkpoint.group(1), "tumour").stdout.splitlines()[0] == "tumour@1"
-    )  # the same again is no new version
+    # The same checkpoint is not a new version, but with another rule it is.
+    same = medray("publish", checkpoint.group(1), "tumour")
+    assert same.stdout.splitlines()[0] == "tumour@1"
     again = medray("publish", "runs/tiny", "tumour", "--abstain-precision", "0.5")
-    assert again.stdout.splitlines()[0] == "tumour@2", (
-        again.stderr
-    )  # another rule is another version
+    assert again.stdout.splitlines()[0] == "tumour@2", again.stderr
     assert (
-        Registry(str(searched.folder / "runs")).resolve("tumour@2").record.calibration.abstention
+        Registry(str(search.folder / "runs")).resolve("tumour@2").record.calibration.abstention
         is not None
     )
-    listed = medray("releases").stdout
-    assert "tumour@1 @best" in listed
-    assert "test accuracy" in listed
+    listing = medray("releases").stdout
+    assert "tumour@1 @best" in listing
+    assert "test accuracy" in listing
     plain = tmp_path / "plain"
     assert medray("export", "tumour@best", str(plain), "--merged").returncode == 0
     assert "test (12 rows)" in (plain / "README.md").read_text()
@@ -229,9 +227,9 @@ def test_a_winner_is_published_listed_verified_evaluated_and_exported(
 
     board = json.loads(medray("leaderboard", "runs/tiny", "--json").stdout)
     winner = next(entry for entry in board["entries"] if entry["name"] == board["winner"])
-    judged = json.loads(medray("evaluate", "tumour@best", "study.yaml", "--json").stdout)
-    assert judged["metrics"]["values"] == pytest.approx(winner["test"], abs=1e-5)
-    assert judged["num_openings"] == 2
+    evaluation = json.loads(medray("evaluate", "tumour@best", "study.yaml", "--json").stdout)
+    assert evaluation["metrics"]["values"] == pytest.approx(winner["test"], abs=1e-5)
+    assert evaluation["num_openings"] == 2
     on_validation = medray("evaluate", checkpoint.group(1), "study.yaml", "--split", "validation")
     assert f"f1_binary {winner['validation']['f1_binary']:.4f}" in on_validation.stdout
     other = medray("evaluate", "tumour@best", "study.yaml", "data.split.seed=5")
@@ -242,30 +240,30 @@ def test_a_winner_is_published_listed_verified_evaluated_and_exported(
         in medray("evaluate", "tumour@best", "study.yaml", "--split", "all").stderr
     )
 
-    reviewed = medray("review", "runs/tiny")
-    assert "of 12 validation rows are predicted wrongly" in reviewed.stdout, reviewed.stderr
+    review = medray("review", "runs/tiny")
+    assert "of 12 validation rows are predicted wrongly" in review.stdout, review.stderr
 
-    # A second look at the test rows by another study; in its own folder of runs, with the same log.
+    # Another study opens the same test rows; it has its own folder of runs, but the same log.
     again = medray("study", "study.yaml", "name=second", "train.epochs=1")
     assert again.returncode == 0
     assert "test labels of this split were opened 2 time(s) before" in again.stderr
 
-    (folder,) = (searched.folder / "runs" / "checkpoints").iterdir()
-    stored = folder / "metrics.json"
-    whole = stored.read_bytes()
-    stored.write_text("{}")
-    broken = medray("verify", "tumour")
-    stored.write_bytes(whole)
-    assert broken.returncode == 1
-    assert "metrics.json was changed" in broken.stderr
+    (folder,) = (search.folder / "runs" / "checkpoints").iterdir()
+    metrics_path = folder / "metrics.json"
+    whole = metrics_path.read_bytes()
+    metrics_path.write_text("{}")
+    verification = medray("verify", "tumour")
+    metrics_path.write_bytes(whole)
+    assert verification.returncode == 1
+    assert "metrics.json was changed" in verification.stderr
 
 
 def test_dry_run_prints_the_resolved_configuration_and_trains_nothing(
     medray: Command, study: Path, tmp_path: Path
 ) -> None:
-    done = medray("study", "study.yaml", "lora.r=4", "--dry-run")
-    assert done.returncode == 0
-    assert yaml.safe_load(done.stdout)["lora"]["r"] == 4
+    result = medray("study", "study.yaml", "lora.r=4", "--dry-run")
+    assert result.returncode == 0
+    assert yaml.safe_load(result.stdout)["lora"]["r"] == 4
     assert not (tmp_path / "runs").exists()
 
 
@@ -273,27 +271,27 @@ def test_dry_run_reads_the_data(medray: Command, tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(dump_settings(tiny.choice_study(tmp_path)))
     too_small = "data.limit: 2 is too small; a train row of every label needs 3"
     assert medray("study", "study.yaml", "--dry-run").returncode == 0
-    done = medray("study", "study.yaml", "data.limit=2", "--dry-run")
-    assert done.returncode == 1
-    assert too_small in done.stderr
+    result = medray("study", "study.yaml", "data.limit=2", "--dry-run")
+    assert result.returncode == 1
+    assert too_small in result.stderr
     assert (
         "data.evaluation_rows: 2 is too small"
         in medray("study", "study.yaml", "data.evaluation_rows=2", "--dry-run").stderr
     )
-    searched = ("search.space={data.limit: {choice: [2, 30]}}", "search.num_trials=2")
-    assert too_small in medray("study", "study.yaml", *searched, "--dry-run").stderr
+    space = ("search.space={data.limit: {choice: [2, 30]}}", "search.num_trials=2")
+    assert too_small in medray("study", "study.yaml", *space, "--dry-run").stderr
     rows = (tmp_path / "choices.jsonl").read_text().splitlines()
     (tmp_path / "choices.jsonl").write_text("\n".join([*rows[:6], rows[6][:-9], *rows[7:]]) + "\n")
-    done = medray("study", "study.yaml", "--dry-run")
-    assert done.returncode == 1
-    assert "choices.jsonl:7" in done.stderr
+    result = medray("study", "study.yaml", "--dry-run")
+    assert result.returncode == 1
+    assert "choices.jsonl:7" in result.stderr
 
 
 def test_every_mistake_is_listed_at_once_with_exit_status_1(
     medray: Command, study: Path, tmp_path: Path
 ) -> None:
-    done = medray("study", "study.yaml", "lora.rr=4", "train.epochs=0", "task.metrc=f1")
-    assert done.returncode == 1
+    result = medray("study", "study.yaml", "lora.rr=4", "train.epochs=0", "task.metrc=f1")
+    assert result.returncode == 1
     for part in (
         "lora.rr: unknown key",
         "did you mean 'r'",
@@ -301,30 +299,30 @@ def test_every_mistake_is_listed_at_once_with_exit_status_1(
         "task.metrc: unknown key",
         "did you mean 'metric'",
     ):
-        assert part in done.stderr
-    done = medray(
+        assert part in result.stderr
+    result = medray(
         "study",
         "study.yaml",
         "data.format.text=[body]",
         "lora.targets=[q_proj]",
         "storage_path=study.yaml/x",
     )
-    assert done.returncode == 1
+    assert result.returncode == 1
     for part in (
         "3 mistakes",
         "names 'body'; allowed: ",
         "none of q_proj is a linear layer of bert",
         "is not a writable folder",
     ):
-        assert part in done.stderr
-    assert "Traceback" not in done.stderr
+        assert part in result.stderr
+    assert "Traceback" not in result.stderr
     assert not (tmp_path / "runs").exists()
 
 
-def test_audit_tells_text_and_json(medray: Command, study: Path, tmp_path: Path) -> None:
-    done = medray("data", "audit", "study.yaml")
-    assert done.returncode == 0, done.stderr
-    assert "no classifier gets more than" in done.stdout
+def test_audit_prints_text_and_json(medray: Command, study: Path, tmp_path: Path) -> None:
+    result = medray("data", "audit", "study.yaml")
+    assert result.returncode == 0, result.stderr
+    assert "no classifier gets more than" in result.stdout
     (audit,) = json.loads(medray("data", "audit", "study.yaml", "--json").stdout)
     assert audit["num_rows"] == 60
 
@@ -337,18 +335,18 @@ def test_audit_tells_text_and_json(medray: Command, study: Path, tmp_path: Path)
 def test_convert_writes_the_combined_file_and_never_over_another(
     medray: Command, study: Path, tmp_path: Path
 ) -> None:
-    asked = (
+    command = (
         "data",
         "convert",
         "name=jsonl,path=rows.jsonl,id=id",
         "name=delimited,path=combined.psv,id=ID,text=[Title_Abstract],label=Label",
     )
-    assert medray(*asked).returncode == 0
+    assert medray(*command).returncode == 0
     lines = (tmp_path / "combined.psv").read_text().splitlines()
     assert lines[0] == "ID|Title_Abstract|Label"
     assert len(lines) == 61
     before = files.hash_file(tmp_path / "combined.psv")
-    again = medray(*asked)
+    again = medray(*command)
     assert again.returncode == 1
     assert "exists already" in again.stderr
     assert files.hash_file(tmp_path / "combined.psv") == before
@@ -366,33 +364,33 @@ def test_the_installed_command_answers_a_mistake_with_one_sentence_and_a_wrong_c
     study: Path, tmp_path: Path
 ) -> None:
     command = Path(sys.executable).with_name("medray")
-    done = subprocess.run(
+    result = subprocess.run(
         [command, "study", "study.yaml", "lora.r=many"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
     )
-    assert done.returncode == 1
-    assert done.stderr.startswith("medray: study.yaml: lora.r: input should be a valid integer")
-    assert "Traceback" not in done.stderr
+    assert result.returncode == 1
+    assert result.stderr.startswith("medray: study.yaml: lora.r: input should be a valid integer")
+    assert "Traceback" not in result.stderr
     wrong = subprocess.run([command, "stduy"], capture_output=True, text=True, cwd=tmp_path)
     assert wrong.returncode == 2
     assert "No such command" in wrong.stderr
 
 
-def test_an_interrupt_tells_how_to_go_on(
+def test_an_interrupt_prints_how_to_continue(
     medray: Command, study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*args: object, **settings: object) -> None:
+    def interrupt(*args: object, **settings: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(
         "medray.runtime.cluster.start_cluster", lambda: contextlib.nullcontext(in_process.CLUSTER)
     )
-    monkeypatch.setattr("medray.study.study.run", interrupted)
-    done = medray("study", "study.yaml")
-    assert done.returncode == 130
-    assert "`medray study --resume` continues from the last stored state" in done.stderr
+    monkeypatch.setattr("medray.study.study.run", interrupt)
+    result = medray("study", "study.yaml")
+    assert result.returncode == 130
+    assert "`medray study --resume` continues from the last stored state" in result.stderr
 
 
 @pytest.mark.ray
@@ -428,9 +426,8 @@ def test_ctrl_c_ends_a_search_cleanly_and_what_ran_can_go_on(study: Path, tmp_pa
     trial = run / "trials" / "tiny-bert-000"
     log = (trial / "log.txt").read_text()
     step = int(re.findall(r" step (\d+)/", log)[-1])
-    assert (
-        f"step-{step:06d}" in max((trial / "state").iterdir()).name
-    )  # nothing was trained that is not stored
+    # Every training step is in a stored state.
+    assert f"step-{step:06d}" in max((trial / "state").iterdir()).name
     assert "no state within resources.grace_s" not in errors
 
 
@@ -441,7 +438,8 @@ def test_a_second_ctrl_c_ends_a_study_at_once(study: Path, tmp_path: Path) -> No
     )
     try:
         running.until("waiting for the first trial")
-        while not list(tmp_path.glob("runs/tiny/*/trials/*/training")):  # there once a trial trains
+        # A trial writes this file when it starts to train.
+        while not list(tmp_path.glob("runs/tiny/*/trials/*/training")):
             assert running.process.poll() is None
             time.sleep(0.1)
         running.children |= serve_session.processes(running.process.pid)
@@ -450,14 +448,14 @@ def test_a_second_ctrl_c_ends_a_study_at_once(study: Path, tmp_path: Path) -> No
             for number, name in running.children.items()
             if name.startswith("ray::ImplicitFunc")
         )
-        os.kill(trial, signal.SIGSTOP)  # it stores no state, so that the study waits for it
+        os.kill(trial, signal.SIGSTOP)  # it cannot store a state, so the study waits for it
         os.kill(running.process.pid, signal.SIGINT)
         running.until("within 600 s; interrupt again to end it at once")
         os.kill(running.process.pid, signal.SIGINT)
-        done = running.end(timeout_s=120)
-        assert done.status == 130, done.output
-        assert "`medray study --resume` continues" in done.output
-        assert "Traceback" not in done.output
+        result = running.end(timeout_s=120)
+        assert result.status == 130, result.output
+        assert "`medray study --resume` continues" in result.output
+        assert "Traceback" not in result.output
         assert not running.survivors(), "processes were left behind"
     finally:
         running.abandon()

@@ -1,4 +1,4 @@
-"""`medray evaluate` as a gate: --at-least and --not-worse-than."""
+"""Tests of `medray evaluate` as a gate: --at-least and --not-worse-than."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""`medray init` as a newcomer runs it."""
+"""Tests of `medray init` as a new user runs it."""
 
 from pathlib import Path
 
@@ -21,14 +21,14 @@ def test_a_first_study_is_written_accepted_by_a_dry_run_and_never_written_over(
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
     assert cli.main(["init", data, "--positive", "cancer"]) == 0
-    shown = capsys.readouterr().out
+    output = capsys.readouterr().out
     for part in (
         "720 rows, format delimited, text note",
         "one label per row",
         "95 % have at most",
         "study.yaml is written",
     ):
-        assert part in shown
+        assert part in output
     assert cli.main(["study", "study.yaml", "--dry-run"]) == 0
     before = Path("study.yaml").read_bytes()
     assert cli.main(["init", data, "--positive", "no_cancer"]) == 1
@@ -47,7 +47,7 @@ def test_columns_and_the_file_are_named_by_options(
         "the columns are n, one, two, three: name them with --text-column"
         in capsys.readouterr().err
     )
-    asked = [
+    command = [
         "init",
         "rows.csv",
         "--text-column",
@@ -61,9 +61,9 @@ def test_columns_and_the_file_are_named_by_options(
         "--output",
         "deep/first.yaml",
     ]
-    assert cli.main(asked) == 0
-    chosen = load_study(["deep/first.yaml"]).data.format.model_dump()
-    assert (chosen["text"], chosen["label"], chosen["id"], chosen["delimiter"]) == (
+    assert cli.main(command) == 0
+    options = load_study(["deep/first.yaml"]).data.format.model_dump()
+    assert (options["text"], options["label"], options["id"], options["delimiter"]) == (
         ("one", "two"),
         "three",
         "n",

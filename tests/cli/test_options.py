@@ -1,4 +1,4 @@
-"""Options of all commands: one spelling for one meaning."""
+"""Options of all commands have one spelling per meaning."""
 
 from collections import defaultdict
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What commands print on stdout and how they exit: --json, --quiet, --version, exit statuses."""
+"""Tests of the output and exit status of commands: --json, --quiet and --version."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from medray.config.load import dump_settings
 from medray.registry.registry import Registry
 
 SAMPLES = Path(__file__).parents[2] / "jobs" / "samples"
-# They serve, chat, print a log as it is, or print JSON in any case.
+# These commands serve, chat, print a log unchanged, or always print JSON.
 WITHOUT_JSON = {"serve", "chat", "jobs logs", "schema"}
 WITHOUT_QUIET = {"chat", "jobs logs", "schema"}
 

@@ -41,7 +41,7 @@ class Options(PluginOptions):
 
 @pytest.fixture(autouse=True)
 def throwaway_format(tmp_path, monkeypatch):
-    """A new file in the folder of formats; nothing else makes it known."""
+    """Add a file to the folder of formats, which is enough to register its plugin."""
     folder = tmp_path / "formats"
     folder.mkdir()
     (folder / "throwaway.py").write_text(PLUGIN)
@@ -69,9 +69,9 @@ def load(tmp_path):
 @pytest.fixture
 def refusal(load):
     def refusal(*overrides: str, **files: str) -> str:
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(ConfigError) as error:
             load(*overrides, **files)
-        return str(caught.value)
+        return str(error.value)
 
     return refusal
 
@@ -96,14 +96,14 @@ def test_all_mistakes_are_listed_at_once_with_their_dotted_paths_also_inside_plu
         "task.metrik=f1",
         "train.warmup_steps=-1",
     )
-    for expected in [
+    for line in [
         "data.format.pat: unknown key; allowed: inner, name, path; did you mean 'path'?",
         "data.format.inner.dept: unknown key; allowed: depth; did you mean 'depth'?",
         "lora.r: input should be a valid integer, unable to parse string as an integer, found 'x'",
         "task.metrik: unknown key; ",
         "train.warmup_steps: input should be greater than or equal to 0, found -1",
     ]:
-        assert expected in message
+        assert line in message
     assert len(message.splitlines()) == 5
 
 
@@ -153,7 +153,7 @@ def test_a_setting_without_key_or_sign_is_refused(refusal, override):
     assert "is not of the form key=value" in refusal(override)
 
 
-def test_a_setting_that_leaves_the_tree_says_where(refusal):
+def test_the_error_of_a_setting_outside_the_tree_names_the_place(refusal):
     assert "'7' is not a position in a list of 2 (0 to 1)" in refusal("base_models.7.source=x")
     assert "goes through 'r', which is 4" in refusal("lora.r.x=1", overlay="lora: {r: 4}")
     assert "the value is not valid YAML" in refusal("lora.targets=[a")
@@ -168,11 +168,11 @@ def test_a_truth_value_where_text_belongs_explains_the_yaml_trap(refusal):
     assert "must be text, found False" in refusal("task.class_weights={no: 2}")
 
 
-def test_a_number_where_text_belongs_says_how_it_is_quoted(refusal):
-    said = refusal("task.positive_label=1")
+def test_the_error_of_a_number_instead_of_text_shows_the_quotes(refusal):
+    message = refusal("task.positive_label=1")
     assert (
         "task.positive_label: must be text, found a number; "
-        """put it in quotes: "1", in a shell 'task.positive_label="1"'""" in said
+        """put it in quotes: "1", in a shell 'task.positive_label="1"'""" in message
     )
     assert """in a shell 'base_models.0.source="2.5"'""" in refusal("base_models.0.source=2.5")
 
@@ -199,7 +199,7 @@ def test_a_key_given_twice_is_refused(refusal):
     assert "the key 'r' is given twice" in refusal(overlay="lora: {r: 1, alpha: 2, r: 3}")
 
 
-def test_a_file_that_is_no_mapping_of_settings_says_so(refusal, tmp_path):
+def test_a_file_that_is_no_mapping_of_settings_is_an_error(refusal, tmp_path):
     assert "must be a mapping of settings, found list" in refusal(overlay="[1]")
     assert "must be a mapping of settings, found NoneType" in refusal(overlay="")
     assert "not valid YAML" in refusal(overlay="a: [")
@@ -370,10 +370,10 @@ def test_reading_a_configuration_or_data_or_figures_imports_no_torch():
         "print(*sorted({'torch', 'transformers', 'ray', 'peft'} & set(sys.modules)))\n"
     )
     root = Path(__file__).parents[2]
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=root, timeout=60
     )
-    assert (done.stdout.strip(), done.returncode) == ("", 0), done.stderr
+    assert (process.stdout.strip(), process.returncode) == ("", 0), process.stderr
 
 
 def test_base_models_of_a_study_cannot_be_given_other_rows_but_may_be_given_fewer(load, refusal):

@@ -1,4 +1,4 @@
-"""What every process of a job gets, and what a finished job may have left."""
+"""Tests of the environment of processes of a job, and of what finished jobs leave behind."""
 
 import os
 import signal
@@ -23,12 +23,12 @@ def test_workers_know_the_dashboard_and_poll_often(cluster: Cluster) -> None:
     def environment() -> tuple[dict[str, str], int]:
         return dict(os.environ), os.nice(0)
 
-    found, niceness = ray.get(environment.remote())
-    assert niceness == os.nice(0)  # a worker is worth as much as any other program
+    variables, niceness = ray.get(environment.remote())
+    assert niceness == os.nice(0)  # a worker has the priority of any other program
     assert not cluster.is_joined
-    assert found["RAY_API_SERVER_ADDRESS"] == cluster.dashboard
-    assert found["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "0.3"
-    assert found["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert variables["RAY_API_SERVER_ADDRESS"] == cluster.dashboard
+    assert variables["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "0.3"
+    assert variables["RAY_USAGE_STATS_ENABLED"] == "0"
 
 
 @pytest.mark.ray
@@ -46,9 +46,9 @@ def test_a_node_of_our_own_listens_on_loopback_and_its_token_is_private(cluster:
 def test_inside_a_running_ray_that_one_is_used_and_left_running(cluster: Cluster) -> None:
     import ray
 
-    with start_cluster() as found:
-        assert not found.is_joined
-        assert found.cpus == cluster.cpus == 4
+    with start_cluster() as inner:
+        assert not inner.is_joined
+        assert inner.cpus == cluster.cpus == 4
     assert ray.is_initialized()
 
 
@@ -79,12 +79,12 @@ def test_placement_groups_of_ended_jobs_are_removed_and_those_of_running_ones_st
     assert states["SERVE_REPLICA::kept"] == "CREATED"
     assert placement_group_table(own)["state"] == "CREATED"
     assert runtime.free_leaked_groups() == 0
-    (kept,) = (
+    (group_id,) = (
         key
         for key, group in placement_group_table().items()
         if group["name"] == "SERVE_REPLICA::kept"
     )
-    for group in (own, PlacementGroup(ray.PlacementGroupID.from_hex(kept))):
+    for group in (own, PlacementGroup(ray.PlacementGroupID.from_hex(group_id))):
         remove_placement_group(group)
 
 
@@ -149,7 +149,7 @@ def test_sigterm_ends_with_its_own_status_where_ray_makes_another_of_it(
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS",
         "TUNE_DISABLE_SIGINT_HANDLER",
     ):
-        monkeypatch.setenv(name, os.environ.get(name, ""))  # put back afterwards
+        monkeypatch.setenv(name, os.environ.get(name, ""))  # restored afterwards
     before = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(SystemExit) as end, start_cluster("single"):

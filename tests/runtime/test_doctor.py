@@ -1,4 +1,4 @@
-"""`medray doctor`: what it reports of a machine, without torch, Ray or a network."""
+"""Tests of the report of `medray doctor`, without torch, Ray or a network."""
 
 import json
 import os

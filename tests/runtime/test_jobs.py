@@ -1,5 +1,5 @@
-"""What of this machine travels with a study, how a log is followed, and what a job's end means; the
-cluster is a fake here."""
+"""Tests of what `medray submit` sends from this machine, of following a log, and of exit statuses.
+The cluster is a fake."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ from medray.runtime import parcel
 from medray.runtime.parcel import Parcel
 from medray.storage import checkpoint
 
-SENT = Parcel(upload_data=True)
+UPLOAD = Parcel(upload_data=True)
 
 
 @dataclass
@@ -36,41 +36,40 @@ class Details:
 
 @dataclass
 class Jobs:
-    """A cluster that has one job, whose log comes in parts; a connection breaks after each of
-    them."""
+    """A cluster with one job. Its log comes in parts, and the connection breaks after each."""
 
     parts: list[str] = field(default_factory=list)
     end: Details = field(default_factory=lambda: Details(JobStatus.SUCCEEDED, 0))
-    sent: dict[str, Any] = field(default_factory=dict)
+    request: dict[str, Any] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
-    asked: int = 0
+    num_requests: int = 0
     entries: list[Details] = field(default_factory=list)
 
     def list_jobs(self) -> list[Details]:
         return self.entries
 
-    def submit_job(self, **asked: Any) -> str:
-        folder = Path(asked["runtime_env"]["working_dir"])
+    def submit_job(self, **settings: Any) -> str:
+        folder = Path(settings["runtime_env"]["working_dir"])
         self.files = {
             path.relative_to(folder).as_posix(): path.read_bytes()
             for path in folder.rglob("*")
             if path.is_file()
         }
-        self.sent = asked
-        return str(asked["submission_id"])
+        self.request = settings
+        return str(settings["submission_id"])
 
     def stop_job(self, job_id: str) -> bool:
         return not self.end.status.is_terminal()
 
     def get_job_info(self, job_id: str) -> Details:
-        self.asked += 1
-        return self.end if self.asked >= len(self.parts) else Details(JobStatus.RUNNING)
+        self.num_requests += 1
+        return self.end if self.num_requests >= len(self.parts) else Details(JobStatus.RUNNING)
 
     def get_job_logs(self, job_id: str) -> str:
         return "".join(self.parts) + "the end"
 
     async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
-        for part in self.parts[: self.asked + 1]:
+        for part in self.parts[: self.num_requests + 1]:
             yield part
         raise RuntimeError("the connection was closed")
 
@@ -88,7 +87,7 @@ def test_the_package_and_the_resolved_study_travel_and_nothing_else(tmp_path: Pa
     assert not any("__pycache__" in name for name in jobs.files)
     (tmp_path / "read.yaml").write_bytes(jobs.files["study.yaml"])
     assert load_study([tmp_path / "read.yaml"]) == study
-    assert shlex.split(jobs.sent["entrypoint"]) == [
+    assert shlex.split(jobs.request["entrypoint"]) == [
         "/opt/its/python",
         "-m",
         "medray.cli",
@@ -96,7 +95,7 @@ def test_the_package_and_the_resolved_study_travel_and_nothing_else(tmp_path: Pa
         "study.yaml",
         "--resume",
     ]
-    assert jobs.sent["entrypoint_num_gpus"] == 0
+    assert jobs.request["entrypoint_num_gpus"] == 0
 
 
 def test_the_commit_travels_because_the_repository_does_not(
@@ -105,7 +104,7 @@ def test_the_commit_travels_because_the_repository_does_not(
     monkeypatch.setattr(checkpoint, "git_commit", lambda: "abc-dirty")
     jobs = Jobs()
     submission.submit(jobs, tiny.study(tmp_path), Parcel(), python="python")
-    environment = jobs.sent["runtime_env"]["env_vars"]
+    environment = jobs.request["runtime_env"]["env_vars"]
     assert environment == {"MEDRAY_GIT_COMMIT": "abc-dirty"}
     monkeypatch.undo()
     monkeypatch.setenv(*next(iter(environment.items())))
@@ -125,9 +124,9 @@ def test_no_token_of_this_machine_travels_and_a_key_in_the_settings_is_refused(
     submission.submit(
         jobs, tiny.study(tmp_path), Parcel(hub_token_file="/run/secrets/hub"), python="python"
     )
-    assert jobs.sent["runtime_env"]["env_vars"]["HF_TOKEN_PATH"] == "/run/secrets/hub"
+    assert jobs.request["runtime_env"]["env_vars"]["HF_TOKEN_PATH"] == "/run/secrets/hub"
     assert secret not in json.dumps(
-        {**jobs.sent, "runtime_env": jobs.sent["runtime_env"]}, default=str
+        {**jobs.request, "runtime_env": jobs.request["runtime_env"]}, default=str
     )
     assert not any(secret.encode() in content for content in jobs.files.values())
     with pytest.raises(
@@ -146,7 +145,7 @@ def test_no_token_of_this_machine_travels_and_a_key_in_the_settings_is_refused(
 
 
 def test_data_that_lies_elsewhere_is_left_for_the_cluster_to_pull(tmp_path: Path) -> None:
-    study = _written(tiny.study(tmp_path), tmp_path)
+    study = _write_study(tiny.study(tmp_path), tmp_path)
     for number, place in enumerate(
         ("data.format.path=s3://bucket/rows.jsonl", "data.format={name: hub, path: owner/name}")
     ):
@@ -166,7 +165,7 @@ def test_data_of_this_machine_is_sent_only_when_asked_and_only_up_to_the_limit(
     study = tiny.study(tmp_path)
     data = Path(study.data.format.model_dump()["path"])
     relative = load_study(
-        [_written(study, tmp_path)], [f"data.format.path={data.relative_to(tmp_path)}"]
+        [_write_study(study, tmp_path)], [f"data.format.path={data.relative_to(tmp_path)}"]
     )
     with pytest.raises(
         ConfigError,
@@ -176,17 +175,17 @@ def test_data_of_this_machine_is_sent_only_when_asked_and_only_up_to_the_limit(
     with pytest.raises(ConfigError, match=r"more than the 0\.0 MB that --max-upload-mb allows"):
         submission.submit(Jobs(), relative, Parcel(True, max_bytes=10), python="python")
     jobs = Jobs()
-    submission.submit(jobs, relative, SENT, python="python")
-    sent = {name for name in jobs.files if name.startswith("data/")}
+    submission.submit(jobs, relative, UPLOAD, python="python")
+    uploads = {name for name in jobs.files if name.startswith("data/")}
     (tmp_path / "sent.yaml").write_bytes(jobs.files["study.yaml"])
-    assert sent
+    assert uploads
     assert all(
         name.startswith(load_study([tmp_path / "sent.yaml"]).data.format.model_dump()["path"])
-        for name in sent
+        for name in uploads
     )
 
 
-def _written(study: StudyConfig, folder: Path) -> Path:
+def _write_study(study: StudyConfig, folder: Path) -> Path:
     path = folder / "study-of-test.yaml"
     path.write_text(dump_settings(study))
     return path
@@ -198,15 +197,15 @@ def test_a_base_model_in_a_folder_of_this_machine_is_refused(
     monkeypatch.chdir(tmp_path)
     study = tiny.study(tmp_path)
     source = Path(study.base_models[0].source).relative_to(tmp_path)
-    moved = study.model_copy(
+    relative = study.model_copy(
         update={"base_models": (study.base_models[0].model_copy(update={"source": f"./{source}"}),)}
     )
     with pytest.raises(ConfigError, match=rf"base model ./{source}: is a path of this machine"):
-        submission.submit(Jobs(), moved, Parcel(), python="python")
+        submission.submit(Jobs(), relative, Parcel(), python="python")
 
 
 def test_every_setting_that_names_a_file_is_known_here() -> None:
-    named = {
+    file_settings = {
         f"{section}.{option}"
         for section, seam in (("data.format", "data.formats"), ("task", "tasks"))
         for name in plugins.names(seam)
@@ -215,22 +214,24 @@ def test_every_setting_that_names_a_file_is_known_here() -> None:
         or str(of.description).startswith("file,")
         or ".json:" in str(of.description)
     }
-    assert named == set(parcel.DATA_SETTINGS) - {"data.corrections"}
+    assert file_settings == set(parcel.DATA_SETTINGS) - {"data.corrections"}
 
 
 def test_a_log_is_shown_once_although_its_connection_breaks_and_the_end_is_not_lost() -> None:
-    jobs, shown = Jobs(["one\n", "two\n", "three\n"], Details(JobStatus.FAILED, 7)), []
-    assert submission.follow(jobs, "job", shown.append, pause_s=0) == 7
-    assert "".join(shown) == "one\ntwo\nthree\nthe end"
+    jobs, output = Jobs(["one\n", "two\n", "three\n"], Details(JobStatus.FAILED, 7)), []
+    assert submission.follow(jobs, "job", output.append, pause_s=0) == 7
+    assert "".join(output) == "one\ntwo\nthree\nthe end"
 
 
 def test_a_cluster_that_replies_no_more_ends_the_waiting_with_an_error() -> None:
-    class Gone(Jobs):
+    class UnreachableJobs(Jobs):
         def get_job_info(self, job_id: str) -> Details:
             raise ConnectionError("refused")
 
     with pytest.raises(TrialError, match="the job may still run: refused"):
-        submission.follow(Gone(["one"]), "job", lambda text: None, pause_s=0.01, patience_s=0.05)
+        submission.follow(
+            UnreachableJobs(["one"]), "job", lambda text: None, pause_s=0.01, patience_s=0.05
+        )
 
 
 @pytest.mark.parametrize(
@@ -247,7 +248,7 @@ def test_the_exit_status_is_that_of_the_jobs_own_command(details: Details, statu
     assert submission.exit_status(details) == status
 
 
-def test_stopping_waits_for_the_end_and_a_job_that_does_not_end_is_said() -> None:
+def test_stopping_waits_for_the_end_and_a_job_that_does_not_end_is_reported() -> None:
     assert submission.stop(Jobs(end=Details(JobStatus.STOPPED)), "job") is False
     with pytest.raises(TrialError, match="has not ended 0 s after the request to stop"):
         submission.stop(Jobs(end=Details(JobStatus.RUNNING)), "job", patience_s=0, pause_s=0)
@@ -273,7 +274,7 @@ def test_jobs_are_listed_with_their_study_and_exit_status_the_newest_first(
     jobs.entries = [
         Details(JobStatus.FAILED, 2, "medray-a-1", {"medray_study": "a"}, 1_000_000),
         Details(JobStatus.RUNNING, None, "other", None, 2_000_000),
-        Details(JobStatus.RUNNING, None, None),  # a driver that nobody submitted
+        Details(JobStatus.RUNNING, None, None),  # a driver without a submission
     ]
     monkeypatch.setattr(submission, "connect", lambda address: contextlib.nullcontext(jobs))
     assert cli.main(["jobs", "list"]) == 0

@@ -1,5 +1,5 @@
-"""`ray job submit` against a running head, as a user of a cluster does it: exit status, logs, where
-the results are."""
+"""Tests of `ray job submit` and `medray submit` to a running head: exit status, logs and the place
+of results."""
 
 import os
 import re
@@ -50,7 +50,7 @@ class Head:
         return self.job("submit", "--working-dir", str(ROOT), *options, "--", "python", *arguments)
 
     def medray(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        """`medray`, as from a machine whose PATH has another Python."""
+        """Run `medray` as on a machine whose PATH has another Python."""
         command = [
             sys.executable,
             "-m",
@@ -141,23 +141,22 @@ def test_a_submitted_study_is_ranked_published_and_evaluated_and_its_results_out
     study.write_text(
         dump_settings(tiny.study(tmp_path, space, "search.num_trials=2", "storage_path=runs"))
     )
-    done = head.submit("jobs/study.py", str(study), "publish.name=cancer")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "published: cancer@1" in done.stdout
-    stored = (
-        Path(head.environment["HOME"]) / "medray" / "runs"
-    )  # not below the job's working folder, which is deleted
-    board = latest(stored / "tiny").leaderboard()
+    result = head.submit("jobs/study.py", str(study), "publish.name=cancer")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "published: cancer@1" in result.stdout
+    # Not below the job's working folder, which is deleted.
+    runs = Path(head.environment["HOME"]) / "medray" / "runs"
+    board = latest(runs / "tiny").leaderboard()
     assert sum(entry.kind == "trial" for entry in board.entries) == 2
-    judged = head.submit("jobs/evaluate.py", "cancer@best", str(study))
-    assert f"f1_macro {board.best.test['f1_macro']:.4f}" in judged.stdout, (
-        judged.stdout + judged.stderr
+    evaluation = head.submit("jobs/evaluate.py", "cancer@best", str(study))
+    assert f"f1_macro {board.best.test['f1_macro']:.4f}" in evaluation.stdout, (
+        evaluation.stdout + evaluation.stderr
     )
-    again = head.submit("jobs/publish.py", str(stored / "tiny"), "again", "--alias", "best")
+    again = head.submit("jobs/publish.py", str(runs / "tiny"), "again", "--alias", "best")
     assert "again@1 is again@best" in again.stdout, again.stdout + again.stderr
 
 
-def test_a_submitted_study_that_fails_says_why_and_exits_non_zero(
+def test_a_submitted_study_that_fails_prints_the_reason_and_exits_non_zero(
     head: Head, tmp_path: Path
 ) -> None:
     study = tmp_path / "study.yaml"
@@ -170,9 +169,9 @@ def test_a_submitted_study_that_fails_says_why_and_exits_non_zero(
     )
     assert never.returncode == 1
     assert "which this cluster does not have: a node with 4 CPU(s)" in never.stdout
-    diverged = head.submit("jobs/study.py", str(study), "train.learning_rate=1.0e+30")
-    assert diverged.returncode == 1
-    assert "nothing to rank: tiny-bert-000: the loss is" in diverged.stdout
+    divergence = head.submit("jobs/study.py", str(study), "train.learning_rate=1.0e+30")
+    assert divergence.returncode == 1
+    assert "nothing to rank: tiny-bert-000: the loss is" in divergence.stdout
 
 
 def test_medray_submit_sends_study_and_data_shows_the_log_and_exits_as_the_job_did(
@@ -181,16 +180,16 @@ def test_medray_submit_sends_study_and_data_shows_the_log_and_exits_as_the_job_d
     study = tmp_path / "study.yaml"
     study.write_text(dump_settings(tiny.study(tmp_path, "storage_path=runs", "name=sent")))
     secret = "hf_" + "s" * 34
-    done = head.medray(
+    result = head.medray(
         "submit", str(study), "--follow", "--upload-data", "publish.name=sent", HF_TOKEN=secret
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("published: sent@1") == 1
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("published: sent@1") == 1
     run = latest(Path(head.environment["HOME"]) / "medray" / "runs" / "sent")
     manifest = checkpoint.read(Path(run.leaderboard().best.checkpoint))
     assert manifest.trial["data"]["format"]["path"] == "data/path/rows.jsonl"
     assert manifest.git_commit == checkpoint.git_commit()
-    failed = head.medray(
+    failure = head.medray(
         "submit",
         str(study),
         "--follow",
@@ -198,18 +197,17 @@ def test_medray_submit_sends_study_and_data_shows_the_log_and_exits_as_the_job_d
         "train.learning_rate=1.0e+30",
         "name=diverged",
     )
-    assert failed.returncode == 1
-    assert "nothing to rank: tiny-bert-000: the loss is" in failed.stdout
+    assert failure.returncode == 1
+    assert "nothing to rank: tiny-bert-000: the loss is" in failure.stdout
     nowhere = head.medray(
         "submit", str(study), "--follow", "--upload-data", "--python", "/nowhere/python"
     )
-    assert nowhere.returncode == 127, nowhere.stdout + nowhere.stderr  # Ray's own CLI says 1
-    told = head.job("list").stdout
-    assert "medray-sent-" in told
-    assert f"{Path(sys.executable).parent}/python" in told.replace(
-        "/nowhere/python", ""
-    )  # found by asking, not on the PATH
-    assert secret not in told + done.stdout + done.stderr
+    assert nowhere.returncode == 127, nowhere.stdout + nowhere.stderr  # Ray's own CLI exits with 1
+    listing = head.job("list").stdout
+    assert "medray-sent-" in listing
+    # The head reports its interpreter; it is not taken from the PATH.
+    assert f"{Path(sys.executable).parent}/python" in listing.replace("/nowhere/python", "")
+    assert secret not in listing + result.stdout + result.stderr
 
 
 def test_jobs_are_listed_followed_and_stopped_and_an_unknown_job_is_an_error(
@@ -219,9 +217,9 @@ def test_jobs_are_listed_followed_and_stopped_and_an_unknown_job_is_an_error(
     study.write_text(
         dump_settings(tiny.study(tmp_path, "storage_path=runs", "name=long", "train.epochs=500"))
     )
-    sent = head.medray("submit", str(study))
-    assert sent.returncode == 0, sent.stdout + sent.stderr
-    job = re.search(r"job: (\S+)", sent.stdout)
+    submission = head.medray("submit", str(study))
+    assert submission.returncode == 0, submission.stdout + submission.stderr
+    job = re.search(r"job: (\S+)", submission.stdout)
     assert job
     stop = head.medray("jobs", "stop", job[1])
     assert stop.stdout.strip() == f"{job[1]} is stopped"
@@ -262,8 +260,8 @@ def test_a_job_that_is_stopped_leaves_no_trial_behind_and_a_study_that_goes_on(
         == 0
     )
     deadline = time.monotonic() + 120
-    while "epoch 2 " not in (said := head.job("logs", "stopped").stdout):
-        assert time.monotonic() < deadline, said
+    while "epoch 2 " not in (log := head.job("logs", "stopped").stdout):
+        assert time.monotonic() < deadline, log
     assert head.job("stop", "stopped").returncode == 0
     deadline = time.monotonic() + 15
     while trials := [
@@ -275,8 +273,8 @@ def test_a_job_that_is_stopped_leaves_no_trial_behind_and_a_study_that_goes_on(
         time.sleep(0.2)
     run = latest(Path(head.environment["HOME"]) / "medray" / "runs" / "stopped")
     assert "running" in {record.status for record in run.records()}
-    done = head.submit("jobs/study.py", str(study), "--resume")
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = head.submit("jobs/study.py", str(study), "--resume")
+    assert result.returncode == 0, result.stdout + result.stderr
     assert [(record.status, len(run.history(record.trial))) for record in run.records()] == [
         ("finished", 25)
     ] * 2

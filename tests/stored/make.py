@@ -1,8 +1,8 @@
-"""A run that was interrupted and releases, as an earlier medray stored them: `python
-tests/stored/make.py` makes them anew.
+"""Stores an interrupted run and releases in an archive: `python tests/stored/make.py`.
 
-That is for a new format, whose stored files then lie beside these: what is stored here must stay
-readable. Every path inside is relative to the folder that it is unpacked into."""
+The archive comes from an earlier version and must stay readable, so it is never rewritten. A new
+format gets an archive of its own beside it. Paths inside are relative to the folder of unpacking.
+"""
 
 import json
 import os
@@ -33,9 +33,9 @@ from medray.serving.schemas import AppOptions
 from medray.serving.text_model import TextModel
 
 HERE = Path(__file__).parent
-ARCHIVE, EXPECTED = HERE / "stored.tar.gz", HERE / "expected.json"
-FINISHED, UNFINISHED = "tiny-bert-000", "tiny-bert-001"  # trials
-BEFORE, AFTER = 300, 360  # steps between which it was interrupted, at the ends of epochs 5 and 6
+ARCHIVE, EXPECTATIONS = HERE / "stored.tar.gz", HERE / "expected.json"
+COMPLETE, INCOMPLETE = "tiny-bert-000", "tiny-bert-001"  # trials
+BEFORE, AFTER = 300, 360  # it was interrupted between these steps, the ends of epochs 5 and 6
 TEXTS = (
     "tumour in the lung",
     "fever after infection",
@@ -55,7 +55,7 @@ search: {algorithm: grid, space: {train.epochs: {grid: [3, 7]}}}
 resources: {cpus_per_worker: 1}
 publish: {name: winner, allow_worse: true}
 """
-# Made again by a resume, of this machine, or Ray Tune's own, which nothing reads.
+# A resume writes these again, or they depend on the machine, or only Ray Tune reads them.
 _LEFT_OUT = (
     "prepared",
     "tune-*",
@@ -76,8 +76,8 @@ def unpack(folder: Path) -> None:
 
 
 def study(folder: Path, *options: str, interrupted_at: str = "") -> str:
-    """The output of `medray study` in a folder; with Ctrl-C as soon as the log of the unfinished
-    trial holds a text."""
+    """Run `medray study` in a folder and return its output. Interrupt it as soon as the log of the
+    incomplete trial contains a text."""
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("RAY_")
     } | {"OMP_NUM_THREADS": "1"}
@@ -96,7 +96,7 @@ def study(folder: Path, *options: str, interrupted_at: str = "") -> str:
         deadline = time.monotonic() + 500
         while process.poll() is None:
             assert time.monotonic() < deadline, output.read_text()
-            logs = folder.glob(f"runs/tiny/*/trials/{UNFINISHED}/log.txt") if interrupted_at else ()
+            logs = folder.glob(f"runs/tiny/*/trials/{INCOMPLETE}/log.txt") if interrupted_at else ()
             if any(interrupted_at in log.read_text() for log in logs):
                 process.send_signal(signal.SIGINT)
                 interrupted_at = ""
@@ -110,13 +110,12 @@ def study(folder: Path, *options: str, interrupted_at: str = "") -> str:
 
 
 def _accept_interrupts() -> None:
-    """A shell that starts tests in the background has them ignore Ctrl-C, and their children
-    too."""
+    """Restore the handling of Ctrl-C, which children of a shell's background job ignore."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def predictions(reference: str) -> list[dict[str, Any]]:
-    """What a release in the current folder predicts for some texts."""
+    """Return the predictions of a release in the current folder for TEXTS."""
     answers = medray.load(reference, storage_path="runs").predict(TEXTS)
     return [
         {
@@ -129,8 +128,8 @@ def predictions(reference: str) -> list[dict[str, Any]]:
 
 
 def answer_over_http(reference: str) -> Any:
-    """The body that the service answers these texts with, from the release as a replica holds it:
-    merged, beside its cloud of embeddings."""
+    """Return the service's response to TEXTS. The release is merged and has its embeddings, as in a
+    replica."""
     options = AppOptions(
         releases=(reference,),
         storage_path="runs",
@@ -154,8 +153,7 @@ def answer_over_http(reference: str) -> Any:
 
 
 def results(folder: Path) -> dict[str, Any]:
-    """What a study that has ended found: the history of each trial, and the figures of its
-    leaderboard."""
+    """Return the results of an ended study: the history of each trial and the leaderboard."""
     board = medray.leaderboard(str(folder / "runs" / "tiny"))
     trials = sorted((folder / "runs" / "tiny").glob("*/trials/*/history.json"))
     figures = ("epoch", "step", "train_loss", "metrics")
@@ -182,43 +180,43 @@ def write() -> None:
         tiny.abstracts(folder, num_rows=400)
         (folder / "study.yaml").write_text(STUDY.lstrip(), encoding="utf-8")
         study(folder, interrupted_at=f"step {BEFORE + 10}/")
-        _check_interrupted(folder)
+        _check_interrupt(folder)
         os.chdir(folder)  # paths are relative
         _publish(folder)
-        kept = shutil.copytree(
+        copy = shutil.copytree(
             folder, Path(place) / "kept", ignore=shutil.ignore_patterns(*_LEFT_OUT)
         )
-        _reduce(kept)
-        _pack(kept)
-        study(kept, "--resume")
-        expected = {
+        _reduce(copy)
+        _pack(copy)
+        study(copy, "--resume")
+        expectations = {
             "predictions": predictions("cancer@1"),
             "answer": answer_over_http("cancer@1"),
-            "study": results(kept),
+            "study": results(copy),
         }
-        EXPECTED.write_text(json.dumps(expected, indent=1) + "\n", encoding="utf-8")
+        EXPECTATIONS.write_text(json.dumps(expectations, indent=1) + "\n", encoding="utf-8")
         os.chdir(HERE)
 
 
-def _check_interrupted(folder: Path) -> None:
-    """One trial has ended, and the state of the other is from the middle of an epoch."""
+def _check_interrupt(folder: Path) -> None:
+    """Assert that one trial has ended and the other has a state from the middle of an epoch."""
     records = {
         path.parent.name: json.loads(path.read_bytes())
         for path in folder.glob("runs/tiny/*/trials/*/trial.json")
     }
     assert {name: record["status"] for name, record in records.items()} == {
-        FINISHED: "finished",
-        UNFINISHED: "running",
+        COMPLETE: "finished",
+        INCOMPLETE: "running",
     }
-    (state,) = folder.glob(f"runs/tiny/*/trials/{UNFINISHED}/state/*")
+    (state,) = folder.glob(f"runs/tiny/*/trials/{INCOMPLETE}/state/*")
     step = re.fullmatch(r"step-(\d+)", state.name)
     assert step, state.name
     assert BEFORE < int(step.group(1)) < AFTER, state.name
 
 
 def _publish(folder: Path) -> None:
-    """Version 1 has a calibration and figures, version 2 a record of 8 bits too."""
-    checkpoint = max(folder.glob(f"runs/tiny/*/trials/{FINISHED}/checkpoints/*"))
+    """Publish version 1 with a calibration and metrics, and version 2 with an 8-bit record too."""
+    checkpoint = max(folder.glob(f"runs/tiny/*/trials/{COMPLETE}/checkpoints/*"))
     registry = Registry("runs")
     rule = AbstentionRecord(precision=0.9, level=0.8, threshold=0.6, coverage=0.8)
     calibration = CalibrationRecord(temperature=1.5, abstention=rule, num_rows=80)
@@ -246,7 +244,7 @@ def _publish(folder: Path) -> None:
         "tolerance": 0.5,
         "calibration": {},
     }
-    record = folder / "runs" / "releases" / "cancer" / "2.json"  # no record holds it any more
+    record = folder / "runs" / "releases" / "cancer" / "2.json"  # records no longer have `int8`
     record.write_text(
         json.dumps(json.loads(record.read_bytes()) | {"int8": int8}, indent=1), encoding="utf-8"
     )
@@ -258,8 +256,8 @@ def _publish(folder: Path) -> None:
 
 
 def _reduce(folder: Path) -> None:
-    """Of the trial that has ended only its best checkpoint is read again."""
-    (trial,) = folder.glob(f"runs/tiny/*/trials/{FINISHED}")
+    """Delete all of the complete trial but its best checkpoint, the only one read again."""
+    (trial,) = folder.glob(f"runs/tiny/*/trials/{COMPLETE}")
     best = [
         row["step"] for row in json.loads((trial / "history.json").read_bytes()) if row["is_best"]
     ][-1]

@@ -1,5 +1,5 @@
-"""What an earlier medray stored is read by this one: releases answer as they did, an interrupted
-trial and its study go on to equal figures."""
+"""This version reads files of an earlier one: its releases predict the same, and its interrupted
+trial and study resume with equal results."""
 
 import json
 import pickletools
@@ -12,9 +12,9 @@ import pytest
 from stored.make import (
     AFTER,
     BEFORE,
-    EXPECTED,
-    FINISHED,
-    UNFINISHED,
+    COMPLETE,
+    EXPECTATIONS,
+    INCOMPLETE,
     answer_over_http,
     predictions,
     results,
@@ -32,64 +32,63 @@ TOLERANCE = 1e-4
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The stored files; their paths are relative to this folder, which the test runs in."""
+    """Unpack the stored files into the working directory, to which their paths are relative."""
     unpack(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture(scope="module")
-def expected() -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(EXPECTED.read_bytes())
+def expectations() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(EXPECTATIONS.read_bytes())
     return content
 
 
-def check_alike(current: Any, stored: Any, where: str = "") -> None:
-    """Equal in keys, texts and counts; numbers are alike within a tolerance."""
-    if isinstance(stored, dict):
-        assert list(current) == list(stored), where
-        for key, value in stored.items():
+def check_alike(current: Any, earlier: Any, where: str = "") -> None:
+    """Assert that keys, texts and counts are equal, and numbers within a tolerance."""
+    if isinstance(earlier, dict):
+        assert list(current) == list(earlier), where
+        for key, value in earlier.items():
             check_alike(current[key], value, f"{where}.{key}")
-    elif isinstance(stored, list):
-        assert len(current) == len(stored), where
-        for number, value in enumerate(stored):
+    elif isinstance(earlier, list):
+        assert len(current) == len(earlier), where
+        for number, value in enumerate(earlier):
             check_alike(current[number], value, f"{where}[{number}]")
-    elif isinstance(stored, float):
-        assert current == pytest.approx(stored, abs=TOLERANCE, rel=TOLERANCE), where
+    elif isinstance(earlier, float):
+        assert current == pytest.approx(earlier, abs=TOLERANCE, rel=TOLERANCE), where
     else:
-        assert current == stored, where
+        assert current == earlier, where
 
 
 def test_a_stored_release_is_whole_and_predicts_as_it_did(
-    folder: Path, expected: dict[str, Any]
+    folder: Path, expectations: dict[str, Any]
 ) -> None:
     assert cli.main(["verify", "cancer@best", "--storage-path", "runs"]) == 0
-    check_alike(predictions("cancer@best"), expected["predictions"])
+    check_alike(predictions("cancer@best"), expectations["predictions"])
 
 
 def test_a_stored_release_answers_over_http_as_it_did(
-    folder: Path, expected: dict[str, Any]
+    folder: Path, expectations: dict[str, Any]
 ) -> None:
-    check_alike(answer_over_http("cancer@best"), expected["answer"])
+    check_alike(answer_over_http("cancer@best"), expectations["answer"])
 
 
 def test_a_stored_release_with_a_record_of_8_bits_predicts_as_one_without(
-    folder: Path, expected: dict[str, Any]
+    folder: Path, expectations: dict[str, Any]
 ) -> None:
-    stored = json.loads((folder / "runs" / "releases" / "cancer" / "2.json").read_bytes())
-    assert stored["int8"]["metric"] == "f1_macro"
+    record = json.loads((folder / "runs" / "releases" / "cancer" / "2.json").read_bytes())
+    assert record["int8"]["metric"] == "f1_macro"
     release = Registry("runs").resolve("cancer@2")
-    assert release.record.notes == stored["notes"]
+    assert release.record.notes == record["notes"]
     release.verify()
-    check_alike(predictions("cancer@2"), expected["predictions"])
+    check_alike(predictions("cancer@2"), expectations["predictions"])
 
 
 def test_a_stored_state_names_no_class_of_medray(folder: Path) -> None:
-    """A pickle names what it holds by module: such a state could not be read once the module has
-    moved."""
+    """A pickle names classes by module, so such a state could not be read after a move."""
     modules = set()
     states = list(folder.rglob("*.pt"))
-    assert [state.parents[2].name for state in states] == [UNFINISHED]
+    assert [state.parents[2].name for state in states] == [INCOMPLETE]
     for state in states:
         with zipfile.ZipFile(state) as archive:
             (name,) = [name for name in archive.namelist() if name.endswith("data.pkl")]
@@ -108,35 +107,35 @@ def test_a_stored_state_names_no_class_of_medray(folder: Path) -> None:
 
 
 def test_a_stored_trial_goes_on_from_its_state_to_equal_figures(
-    folder: Path, expected: dict[str, Any], caplog: pytest.LogCaptureFixture
+    folder: Path, expectations: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     (run,) = (folder / "runs" / "tiny").iterdir()
-    (run / "trials" / UNFINISHED).rename(folder / "trial")  # where `tiny.trial` has its trial
+    (run / "trials" / INCOMPLETE).rename(folder / "trial")  # the folder of `tiny.trial`
     settings = json.loads((folder / "trial" / "trial.json").read_bytes())["settings"]
-    asked = load_study(
+    config = load_study(
         [run / "study.yaml"], [f"{name}={value}" for name, value in settings.items()]
     )
     with caplog.at_level("INFO", logger="medray"):
-        done = tiny.trial(asked, folder).run(resume=True)
+        result = tiny.trial(config, folder).run(resume=True)
     (first,) = re.findall(r"resumed after step (\d+) of", caplog.text)
     assert BEFORE < int(first) < AFTER
     history = [
         {name: getattr(row, name) for name in ("epoch", "step", "train_loss", "metrics")}
-        for row in done.history
+        for row in result.history
     ]
-    check_alike(history, expected["study"]["histories"][UNFINISHED])
+    check_alike(history, expectations["study"]["histories"][INCOMPLETE])
 
 
 @pytest.mark.ray
 def test_a_stored_run_that_was_interrupted_goes_on_and_ends_as_it_did(
-    folder: Path, expected: dict[str, Any]
+    folder: Path, expectations: dict[str, Any]
 ) -> None:
     study(folder, "--resume")
-    check_alike(results(folder), expected["study"])
-    (log,) = folder.glob(f"runs/tiny/*/trials/{UNFINISHED}/log.txt")
+    check_alike(results(folder), expectations["study"])
+    (log,) = folder.glob(f"runs/tiny/*/trials/{INCOMPLETE}/log.txt")
     (first,) = re.findall(r"resumed after step (\d+) of", log.read_text())
     assert BEFORE < int(first) < AFTER
-    assert not list(folder.glob(f"runs/tiny/*/trials/{FINISHED}/log.txt")), (
+    assert not list(folder.glob(f"runs/tiny/*/trials/{COMPLETE}/log.txt")), (
         "a trial that had ended was trained again"
     )
     release = Registry("runs").resolve("winner@best")
