@@ -380,7 +380,7 @@ def test_serve_on_a_shared_cluster_leaves_what_is_served_there_as_it_is(
         with (
             pytest.raises(
                 ServingError,
-                match=f"listens at 127.0.0.1:{port}, .* give --host 127.0.0.1 --port {port}",
+                match=f"listens at 127.0.0.1:{port}; give --host 127.0.0.1 --port {port}",
             ),
             app.serving(options, host="127.0.0.1", port=free_port()),
         ):

@@ -111,7 +111,7 @@ def test_others_are_answered_while_a_long_text_is_masked() -> None:
             start_of_request = time.monotonic()
             await asyncio.sleep(0.001)
             longest = max(longest, time.monotonic() - start_of_request)
-        assert (await masking).masked[0].counts.keys() == {"record"}
+        assert (await masking).replacements[0].counts.keys() == {"record"}
         return longest, time.monotonic() - start
 
     longest, whole = asyncio.run(masked_beside_others())
