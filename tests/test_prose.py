@@ -5,8 +5,8 @@ from pathlib import Path
 import prose
 import pytest
 
-# Long sentences that are still to be cut.
-BOUNDS = {"pages": 123, "docstrings": 16, "wide lines": 611}
+# Wide lines are commands, headings and generated lists.
+BOUNDS = {"pages": 0, "docstrings": 0, "wide lines": 16}
 
 
 def paths_of_code() -> list[Path]:

@@ -196,8 +196,10 @@ def _problems(error: ValidationError, model: type[BaseModel]) -> list[tuple[Loca
 
 
 def _advice(model: type[BaseModel], loc: Location) -> str:
-    """Return what to write instead of an unknown key: medray's name of a setting that other tools
-    call so, the section that has the key, or the keys of this section."""
+    """Return what to write instead of an unknown key.
+
+    It is medray's name of a setting that other tools call so, the section that has the key, or the
+    keys of this section."""
     key, here = str(loc[-1]), _fields_at(model, loc[:-1])
     if advice := _familiar(model, loc):
         return f"write {advice}"
