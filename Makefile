@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 INSTALL := $(BIN)/python cluster/install.py -c constraints.txt
 
-.PHONY: quickstart test test-attacks test-slow test-chaos test-vllm test-all vllm-cpu lint check format docs bench constraints house promises sbom audit setup wheel clean
+.PHONY: quickstart test test-attacks test-slow test-tutorials test-chaos test-vllm test-all vllm-cpu lint check format docs bench constraints house promises sbom audit setup wheel clean
 
 $(READY): pyproject.toml constraints.txt cluster/install.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v[:2] <= (3, 13) else f"medray needs Python 3.11 to 3.13, found {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
@@ -47,7 +47,11 @@ test-attacks: $(READY)
 
 # With BUDGET=SECONDS, as many tests as fit, beginning with another file each day; what was left out is named.
 test-slow: $(READY)
-	$(BIN)/pytest -m 'slow and not chaos and not vllm' $(if $(BUDGET),--budget $(BUDGET))
+	$(BIN)/pytest -m 'slow and not chaos and not vllm and not tutorial' $(if $(BUDGET),--budget $(BUDGET))
+
+# Pages of the docs that train, block by block: most of an hour.
+test-tutorials: $(READY)
+	$(BIN)/pytest -m tutorial
 
 test-chaos: $(READY)
 	$(BIN)/pytest -m chaos
@@ -55,7 +59,7 @@ test-chaos: $(READY)
 test-vllm: vllm-cpu
 	$(BIN)/pytest -m vllm $(if $(BUDGET),--budget $(BUDGET))
 
-test-all: test test-attacks test-slow test-chaos test-vllm
+test-all: test test-attacks test-slow test-tutorials test-chaos test-vllm
 
 # constraints.txt is the lock: a lock file of uv's would name the registries that it was made with.
 constraints: $(READY)

@@ -120,6 +120,7 @@ def storage_of_releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
             STUDIES / f"{name}.yaml",
             f"base_models=[{{source: {tiny.base(folder, family)}}}]",
             f"data.format={rows_of}",
+            *(["data.split={kind: stratified}"] if name == "quickstart" else []),
             "task.max_length=100",
             "train={epochs: 1, token_budget: 512}",
             "model={precision: fp32}",

@@ -293,4 +293,4 @@ def test_estimates_are_within_a_quarter_of_what_a_trial_took(shape: str) -> None
     assert process.returncode == 0, process.stderr
     result = json.loads(process.stdout.splitlines()[-1])
     assert result["counted"] == result["parameters"]
-    assert result["estimated"] == pytest.approx(result["measure_model"], rel=0.25)
+    assert result["estimated"] == pytest.approx(result["measured"], rel=0.25)
