@@ -127,7 +127,7 @@ def test_a_single_release_is_merged_and_a_merged_model_that_fails_its_probe_is_r
     merged = vllm_head.merged_folder(release)
     monkeypatch.setattr(vllm_head, "merged_folder", lambda release: merged)
     monkeypatch.setattr(opening, "_start", lambda folder: core)  # the model of another release
-    with pytest.raises(ArtifactError, match="answers its probe with"):
+    with pytest.raises(ArtifactError, match="its probe gives"):
         opening.open(registry.resolve("nurse@1"))
     with pytest.raises(ServingError, match="tokens would wait"):
         chat.streams.waiting_tokens = 1  # type: ignore[attr-defined]
@@ -202,7 +202,7 @@ def test_releases_that_share_an_engine_follow_their_aliases_over_http(
 def test_an_adapter_that_fails_its_probe_never_answers(registry: Registry) -> None:
     opening = opener(registry, "adviser@1", "wrong")
     chat = opening.open(registry.resolve("adviser@1"))
-    with pytest.raises(ArtifactError, match="answers its probe with"):
+    with pytest.raises(ArtifactError, match="its probe gives"):
         opening.open(registry.resolve("wrong@1"))
     chunks = [complete(chat, question) for question in QUESTIONS]
     assert [(chunk.text, chunk.finish) for chunk in chunks] == reference_texts(
