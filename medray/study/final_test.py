@@ -14,12 +14,14 @@ from medray.evaluation import leaderboard
 from medray.evaluation.analysis import ModelAnalysis
 from medray.evaluation.leaderboard import Contender, Entry
 from medray.evaluation.slices import Slicer
+from medray.records import CalibrationRecord
 from medray.registry.predictions import examine, fit_calibration
 from medray.study import candidates
 from medray.study.candidates import Caller, Candidate
 from medray.study.materials import Materials
 from medray.study.placement import Placement
 from medray.tasks.base import protocol as tasks
+from medray.tasks.base.protocol import Task
 from medray.types import Example
 
 
@@ -57,6 +59,47 @@ class Fold:
     entries: Sequence[Entry]
 
 
+@dataclass(frozen=True)
+class LabeledRows:
+    """The rows that candidates are scored on, over all folds."""
+
+    validation: list[Example]
+    test: list[Example]
+
+    def score(self, candidate: Candidate, metric: str) -> Contender:
+        task = candidate.task
+        validation, test = (
+            (
+                task.score(predictions, rows),
+                tasks.results(task, predictions, rows).in_units(_units(rows)),
+            )
+            for predictions, rows in (
+                (candidate.validation, self.validation),
+                (candidate.test, self.test),
+            )
+        )
+        merged = task.score(candidate.merged, self.validation).values if candidate.merged else {}
+        return leaderboard.contender(
+            replace(candidate.entry, validation_merged=merged),
+            metric,
+            validation=validation,
+            test=test,
+            ms_per_row=candidate.ms_per_row,
+        )
+
+    def analyze(
+        self, candidate: Candidate, record: CalibrationRecord, slicer: Slicer
+    ) -> ModelAnalysis | None:
+        task = candidate.task
+        validation = examine(
+            task, "validation", candidate.validation, self.validation, record, slicer
+        )
+        test = examine(task, "test", candidate.test, self.test, record, slicer)
+        if validation is None or test is None:
+            return None
+        return ModelAnalysis(candidate.entry.name, record, validation, test)
+
+
 def final_test(
     study: StudyConfig,
     finalists: Sequence[Finalist],
@@ -69,9 +112,44 @@ def final_test(
 
     Finalists have one order in all folds. Their predictions are pooled over the folds, so each
     candidate predicts each test row once."""
-    task = materials.task
-    bases = [study.trial(base) for base in study.base_models]
     folds = _folds(study, finalists, materials)
+    by_fold, references_by_fold = _predict(study, folds, materials.task, placement, call)
+    labels = [fold.dataset.open_test(log_dir, f"study {study.name}") for fold in folds]
+    rows = LabeledRows(
+        [example for fold in folds for example in fold.dataset.validation],
+        [example for fold in labels for example in fold.examples],
+    )
+    slicer, metric = Slicer.of(rows.validation), materials.task.options.metric
+    models, analyses = [], []
+    for folds_of in _align(by_fold):
+        model, first = _pool(folds_of), folds_of[0]
+        models.append(rows.score(model, metric))
+        # The calibration of the checkpoint to publish, the first fold's, is that of its own
+        # validation rows.
+        record = fit_calibration(
+            first.task, first.validation, folds[0].dataset.validation, study.calibration
+        )
+        if analysis := rows.analyze(model, record, slicer):
+            analyses.append(analysis)
+    return Verdict(
+        models,
+        [rows.score(_pool(folds_of), metric) for folds_of in _align(references_by_fold)],
+        max(fold.num_openings for fold in labels),
+        analyses,
+        {
+            candidate.entry.name: candidate.samples
+            for candidate in (*by_fold[0], *references_by_fold[0])
+            if candidate.samples
+        },
+    )
+
+
+def _predict(
+    study: StudyConfig, folds: Sequence[Fold], task: Task, placement: Placement, call: Caller
+) -> tuple[list[list[Candidate]], list[list[Candidate]]]:
+    """Predict the rows of each fold without test labels, and return its finalists and its
+    references."""
+    bases = [study.trial(base) for base in study.base_models]
     by_fold, references_by_fold = [], []
     for fold in folds:
         rows, validation = fold.dataset.unlabelled_test(), fold.dataset.validation
@@ -90,64 +168,7 @@ def final_test(
                 configs, fold_task, rows, validation, placement, call
             )
         references_by_fold.append(references)
-    labels = [fold.dataset.open_test(log_dir, f"study {study.name}") for fold in folds]
-    validation = [example for fold in folds for example in fold.dataset.validation]
-    test = [example for fold in labels for example in fold.examples]
-
-    def score(candidate: Candidate) -> Contender:
-        pairs = [
-            (
-                candidate.task.score(predictions, rows),
-                tasks.results(candidate.task, predictions, rows).in_units(_units(rows)),
-            )
-            for predictions, rows in ((candidate.validation, validation), (candidate.test, test))
-        ]
-        merged = (
-            candidate.task.score(candidate.merged, validation).values if candidate.merged else {}
-        )
-        entry = replace(candidate.entry, validation_merged=merged)
-        return leaderboard.contender(
-            entry,
-            task.options.metric,
-            validation=pairs[0],
-            test=pairs[1],
-            ms_per_row=candidate.ms_per_row,
-        )
-
-    slicer = Slicer.of(validation)
-
-    def analyze(candidate: Candidate, first: Candidate) -> ModelAnalysis | None:
-        """Analyze with the calibration of the checkpoint to publish: the first fold's, fitted on
-        its own validation rows."""
-        record = fit_calibration(
-            first.task, first.validation, folds[0].dataset.validation, study.calibration
-        )
-        on_validation = examine(
-            candidate.task, "validation", candidate.validation, validation, record, slicer
-        )
-        on_test = examine(candidate.task, "test", candidate.test, test, record, slicer)
-        return (
-            ModelAnalysis(candidate.entry.name, record, on_validation, on_test)
-            if on_validation and on_test
-            else None
-        )
-
-    finalists_by_fold = _align(by_fold)
-    return Verdict(
-        [score(_pool(folds_of)) for folds_of in finalists_by_fold],
-        [score(_pool(folds_of)) for folds_of in _align(references_by_fold)],
-        max(fold.num_openings for fold in labels),
-        [
-            model
-            for folds_of in finalists_by_fold
-            if (model := analyze(_pool(folds_of), folds_of[0]))
-        ],
-        {
-            candidate.entry.name: candidate.samples
-            for candidate in (*by_fold[0], *references_by_fold[0])
-            if candidate.samples
-        },
-    )
+    return by_fold, references_by_fold
 
 
 def _folds(study: StudyConfig, finalists: Sequence[Finalist], materials: Materials) -> list[Fold]:
