@@ -24,7 +24,7 @@ from medray.config.load import load_study
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from serve import cpu_seconds, free_port, server  # jobs/bench/serve.py
+from serve import cpu_seconds, free_port, serve_command, server  # jobs/bench/serve.py
 
 PATH = "/v1/chat/completions"
 QUESTIONS = (
@@ -154,18 +154,7 @@ def arms(folder: Path, port: int, cores: int) -> dict[str, Arm]:
         "BENCH_PORT": str(port),
         "BENCH_THREADS": str(cores),
     }
-    ours = [
-        sys.executable,
-        "-m",
-        "medray.cli",
-        "serve",
-        "bench",
-        "--port",
-        str(port),
-        "--storage-path",
-        str(folder / "runs"),
-    ]
-    ours += ["--replicas", "1", "--cpus", str(cores)]
+    ours = [*serve_command(folder, port), "--replicas", "1", "--cpus", str(cores)]
     arms_by_name = {
         f"{FIRST} fp32": Arm(tutorial, model | {"BENCH_DTYPE": "float32"}),
         f"{FIRST} bf16": Arm(tutorial, model | {"BENCH_DTYPE": "bfloat16"}),

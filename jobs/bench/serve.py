@@ -270,6 +270,12 @@ def free_port() -> int:
     raise RuntimeError("no free port from 18765 to 28765")
 
 
+def serve_command(folder: Path, port: int) -> list[str]:
+    """Return the command that serves the release `bench` of a folder."""
+    command = [sys.executable, "-m", "medray.cli", "serve", "bench", "--port", str(port)]
+    return [*command, "--storage-path", str(folder / "runs")]
+
+
 def arms(folder: Path, port: int, cores: int) -> dict[str, tuple[list[str], dict[str, str]]]:
     here = Path(__file__)
     model = {"BENCH_MODEL": str(folder / "merged"), "BENCH_PORT": str(port)}
@@ -286,17 +292,7 @@ def arms(folder: Path, port: int, cores: int) -> dict[str, tuple[list[str], dict
         f"127.0.0.1:{port}",
         "serve:flask_app()",
     ]
-    ours = [
-        sys.executable,
-        "-m",
-        "medray.cli",
-        "serve",
-        "bench",
-        "--port",
-        str(port),
-        "--storage-path",
-        str(folder / "runs"),
-    ]
+    ours = serve_command(folder, port)
     every, one = {"BENCH_THREADS": str(cores)}, {"BENCH_THREADS": "1"}
     return {
         "Flask threaded fp32": (flask, model | every | {"BENCH_DTYPE": "float32"}),
