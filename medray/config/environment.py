@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-# A submitted job has no repository, so the submitter passes the commit of its files.
+# Workers and submitted jobs run outside the repository, so their driver passes its commit.
 COMMIT_VARIABLE = "MEDRAY_GIT_COMMIT"
 
 
@@ -18,6 +18,6 @@ def is_submitted_job() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
-def submitter_commit() -> str | None:
-    """Return the commit that the submitter of this job passed, or None."""
+def driver_commit() -> str | None:
+    """Return the commit that the driver or the submitter passed, or None."""
     return os.environ.get(COMMIT_VARIABLE) or None

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from medray.config.environment import COMMIT_VARIABLE
 from medray.errors import ConfigError
 from medray.errors.redaction import redact
+from medray.storage import checkpoint
 from medray.storage.private import make_folder
 
 log = logging.getLogger(__name__)
@@ -290,7 +292,12 @@ def job_environment(dashboard: str | None) -> dict[str, str]:
             name,
         )
         del variables[name]
-    variables |= JOB_VARIABLES | ({"RAY_API_SERVER_ADDRESS": dashboard} if dashboard else {})
+    variables |= JOB_VARIABLES
+    if dashboard:
+        variables["RAY_API_SERVER_ADDRESS"] = dashboard
+    # Trials run in a folder of Ray's, which is no repository; their manifests name the commit.
+    if commit := checkpoint.git_commit():
+        variables[COMMIT_VARIABLE] = commit
     # Variables of a submitted job reach every worker already, and Ray refuses them twice.
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     job_variables = (job.get("runtime_env") or {}).get("env_vars") or {}

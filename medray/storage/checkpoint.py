@@ -215,7 +215,7 @@ def versions() -> dict[str, str]:
 def git_commit() -> str | None:
     """Return the commit of the working folder, with `-dirty` if files differ from it, or None
     outside a repository."""
-    if commit := environment.submitter_commit():
+    if commit := environment.driver_commit():
         return commit
     try:
         process = subprocess.run(

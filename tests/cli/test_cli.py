@@ -22,7 +22,7 @@ from medray import cli
 from medray.config.load import dump_settings
 from medray.registry.registry import Registry
 from medray.runtime.cluster import Cluster
-from medray.storage import files
+from medray.storage import checkpoint, files
 from medray.study.run import Run
 
 
@@ -141,6 +141,15 @@ def test_a_study_is_searched_ranked_published_and_reported(
     assert (tmp_path / "again.html").read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
     assert medray("leaderboard", runs).stdout.startswith("# tiny\n")
     assert medray("leaderboard", runs, "--format", "csv").stdout.startswith("place,name,kind")
+
+
+@pytest.mark.ray
+def test_a_trial_of_ray_records_the_commit_of_its_study(search: Search) -> None:
+    release = Registry(str(search.folder / "runs")).resolve("cancer@1")
+    commit = checkpoint.git_commit()
+    if commit is None:
+        pytest.skip("this folder is no git repository")
+    assert checkpoint.read(release.folder()).git_commit == commit
 
 
 @pytest.mark.ray

@@ -108,6 +108,13 @@ def test_an_address_of_something_else_than_a_cluster_is_refused(
         pass
 
 
+def test_every_worker_learns_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime.checkpoint, "git_commit", lambda: "abc-dirty")
+    assert runtime.job_environment(None)["MEDRAY_GIT_COMMIT"] == "abc-dirty"
+    monkeypatch.setattr(runtime.checkpoint, "git_commit", lambda: None)  # outside a repository
+    assert "MEDRAY_GIT_COMMIT" not in runtime.job_environment(None)
+
+
 def test_what_a_job_was_given_is_not_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", "/shared/hf")
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
