@@ -112,7 +112,8 @@ def guard(pids: Sequence[int]) -> subprocess.Popen[bytes]:
     Serve and the system may kill this one; the others would wait forever.
     """
     # a process id may be used again, but not with the same start
-    start_times = {pid: _start_of(pid) for pid in [*pids, *_children(pids)]}
+    processes = [*pids, *child_processes(pids)]
+    start_times = {pid: start for pid in processes if (start := _start_of(pid))}
     ends = [
         f'case "$(cat /proc/{pid}/stat)" in *" {start} "*) kill -9 {pid};; esac'
         for pid, start in start_times.items()
@@ -121,14 +122,24 @@ def guard(pids: Sequence[int]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, start_new_session=True)
 
 
-def _start_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-
-
-def _children(pids: Sequence[int]) -> list[int]:
+def child_processes(pids: Sequence[int]) -> list[int]:
+    """Return the children of these processes and theirs, of all that still run."""
     descendants: list[int] = []
     for pid in pids:
         for path in Path(f"/proc/{pid}/task").glob("*/children"):
-            children = [int(child) for child in path.read_text().split()]
-            descendants += [*children, *_children(children)]
+            children = [int(child) for child in _text_of(path).split()]
+            descendants += [*children, *child_processes(children)]
     return descendants
+
+
+def _start_of(pid: int) -> str:
+    stat = _text_of(Path(f"/proc/{pid}/stat"))
+    return stat.rsplit(")", 1)[1].split()[19] if stat else ""
+
+
+def _text_of(path: Path) -> str:
+    """Return the text of a file of /proc, or "" when its thread or process has ended."""
+    try:
+        return path.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
