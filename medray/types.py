@@ -116,6 +116,67 @@ class Message:
     content: str
 
 
+QuestionKind = Literal["predicate", "choice", "score"]
+PREDICATE_VALUES = ("true", "false")  # the options of a predicate, in this order
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionOption:
+    """A possible answer to a question."""
+
+    value: str
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A typed question about a text. The options of a predicate are `PREDICATE_VALUES`; those of a
+    score are its levels, low to high."""
+
+    name: str
+    kind: QuestionKind
+    instructions: str
+    options: tuple[QuestionOption, ...]
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        return tuple(option.value for option in self.options)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Question":
+        """Build a question from the output of `asdict`, after a round trip through JSON."""
+        options = tuple(QuestionOption(**option) for option in fields["options"])
+        return cls(**{**fields, "options": options})
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionAnswer:
+    """The answer to a question: a probability per option, in the order of its options."""
+
+    name: str
+    kind: QuestionKind
+    values: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    confidence: float | None = None  # of the most probable option, set by calibration
+    abstained: bool = False  # the confidence is below the question's threshold
+
+    @property
+    def value(self) -> str:
+        """Return the most probable option, the first of equal ones."""
+        return self.values[self.probabilities.index(max(self.probabilities))]
+
+    @property
+    def score(self) -> float:
+        """Return the expected position among the options, counted from 0: the level of a score."""
+        return sum(place * share for place, share in enumerate(self.probabilities))
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "QuestionAnswer":
+        """Build an answer from the output of `asdict`, after a round trip through JSON."""
+        values, probabilities = tuple(fields["values"]), tuple(fields["probabilities"])
+        return cls(**{**fields, "values": values, "probabilities": probabilities})
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One raw record. A field that is neither text nor label is metadata."""
