@@ -1,7 +1,9 @@
 """Encoded rows in Arrow, written once per study and tokenizer and read by position."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,21 @@ class EncodedSplit:
 
     def targets(self) -> Sequence[tuple[int, ...]]:
         return [tuple(target) for chunk in self._targets for target in chunk.to_pylist()]
+
+    def rows_of(self, ids: Iterable[str]) -> list[Encoded]:
+        """Return the rows of these examples, all windows of each."""
+        return [
+            Encoded(row_id, tuple(self.tokens(position).tolist()), self.target(position))
+            for row_id in ids
+            for position in self._positions[row_id]
+        ]
+
+    @cached_property
+    def _positions(self) -> Mapping[str, Sequence[int]]:
+        positions = defaultdict(list)
+        for position, row_id in enumerate(self.ids):
+            positions[row_id].append(position)
+        return dict(positions)
 
     def _at(self, chunks: Sequence[pa.ListArray], position: int) -> pa.ListScalar:
         chunk = int(np.searchsorted(self._starts, position, side="right")) - 1

@@ -4,7 +4,6 @@ after the prompt or generates an answer.
 It loads no model. A label's probability is that of its tokens and the end of sequence, normalized
 over all labels."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -20,6 +19,7 @@ from medray.tasks.base.labels import (
     ClassWeights,
     check_one_label,
     check_options,
+    first_label,
     indicators,
     label_results,
     places,
@@ -184,9 +184,21 @@ class Task:
         return LanguageModelLoss(weights, answer_at_end, has_class_weights=True)
 
     def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
+        return self._predict(engine, examples, self._prompt_ids(engine, examples))
+
+    def predict_rows(
+        self, engine: "Engine", examples: Sequence[Example], rows: Sequence[Encoded]
+    ) -> list[Prediction]:
+        # A row is a prompt and its answer, whose length ends the target.
+        prompt_ids = [row.tokens[: len(row.tokens) - row.target[1]] for row in rows]
+        return self._predict(engine, examples, prompt_ids)
+
+    def _predict(
+        self, engine: "Engine", examples: Sequence[Example], prompt_ids: Sequence[TokenIds]
+    ) -> list[Prediction]:
         if self.options.decoding == "generate":
-            return self._generate(engine, examples)
-        answers = self.read_probe(self._scores(engine, examples))
+            return self._generate(engine, examples, prompt_ids)
+        answers = self.read_probe(self._scores(engine, prompt_ids))
         return [
             replace(answer, row_id=example.id)
             for example, answer in zip(examples, answers, strict=True)
@@ -194,7 +206,7 @@ class Task:
 
     def probe(self, engine: "Engine", examples: Sequence[Example]) -> Floats:
         """Return scores for any decoding, since a generated answer would hide small differences."""
-        return self._scores(engine, examples)
+        return self._scores(engine, self._prompt_ids(engine, examples))
 
     def read_probe(self, outputs: Floats) -> list[Prediction]:
         probabilities = np.exp(outputs - np.logaddexp.reduce(outputs, axis=1, keepdims=True))
@@ -320,42 +332,28 @@ class Task:
             keep=options.keep,
         )
 
-    def _scores(self, engine: "Engine", examples: Sequence[Example]) -> Floats:
+    def _prompt_ids(self, engine: "Engine", examples: Sequence[Example]) -> list[TokenIds]:
         label_ids = self._label_ids(engine.tokenizer)
-        rows = (
-            [*examples, Example("", self.options.prior_text)]
-            if self.options.prior_correction
-            else examples
-        )
-        prompt_ids = [prompt.tokens for prompt in self._prompts(rows, engine.tokenizer, label_ids)]
+        return [row.tokens for row in self._prompts(examples, engine.tokenizer, label_ids)]
+
+    def _scores(self, engine: "Engine", prompt_ids: Sequence[TokenIds]) -> Floats:
+        label_ids = self._label_ids(engine.tokenizer)
+        if self.options.prior_correction:
+            prior = Example("", self.options.prior_text)
+            prompt_ids = [*prompt_ids, *self._prompt_ids(engine, [prior])]
         scores = engine.score(prompt_ids, label_ids).astype(np.float64)
         if self.options.length_normalisation:
             scores /= np.array([len(ids) for ids in label_ids])
         return scores[:-1] - scores[-1] if self.options.prior_correction else scores
 
-    def _generate(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
+    def _generate(
+        self, engine: "Engine", examples: Sequence[Example], prompt_ids: Sequence[TokenIds]
+    ) -> list[Prediction]:
         label_ids = self._label_ids(engine.tokenizer)
-        prompt_ids = [
-            prompt.tokens for prompt in self._prompts(examples, engine.tokenizer, label_ids)
-        ]
         texts = generate(engine, prompt_ids, Sampling(max_tokens=max(map(len, label_ids))))
-        rows = (indicators([extract(text, self.labels)], self.labels)[0] for text in texts)
+        rows = (indicators([first_label(text, self.labels)], self.labels)[0] for text in texts)
         predictions = [
             Prediction(example.id, (), tuple(map(float, row)))
             for example, row in zip(examples, rows, strict=True)
         ]
         return self.decide(predictions)
-
-
-def extract(text: str, labels: Sequence[str]) -> tuple[str, ...]:
-    """Return the label that a generated text names first, as whole words in any case. Of several at
-    the same place, return the longest."""
-    plain = " ".join(text.split())
-    matches = []
-    for label in labels:
-        match = re.search(
-            rf"(?<!\w){re.escape(' '.join(label.split()))}(?!\w)", plain, re.IGNORECASE
-        )
-        if match:
-            matches.append((match.start(), -len(label), label))
-    return (min(matches)[2],) if matches else ()

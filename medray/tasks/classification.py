@@ -242,7 +242,19 @@ class Task:
         by_position = [
             replace(example, id=str(row), labels=()) for row, example in enumerate(examples)
         ]
-        rows = self.encode(by_position, engine.tokenizer)
+        return self._predict(engine, examples, self.encode(by_position, engine.tokenizer))
+
+    def predict_rows(
+        self, engine: "Engine", examples: Sequence[Example], rows: Sequence[Encoded]
+    ) -> list[Prediction]:
+        positions = {example.id: str(row) for row, example in enumerate(examples)}
+        by_position = [replace(row, row_id=positions[row.row_id]) for row in rows]
+        return self._predict(engine, examples, by_position) if examples else []
+
+    def _predict(
+        self, engine: "Engine", examples: Sequence[Example], rows: Sequence[Encoded]
+    ) -> list[Prediction]:
+        """Predict from rows whose ids are positions of their examples."""
         logits = engine.logits([row.tokens for row in rows]).astype(np.float64)
         # Windows are averaged as logits. A window without evidence, with logits near zero, then
         # leaves the decision to the others; averaged probabilities would pull it to the middle.

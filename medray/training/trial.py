@@ -22,7 +22,7 @@ from medray.records import Evaluation
 from medray.registry.loading import make_probe
 from medray.storage import checkpoint
 from medray.storage.checkpoint import PrecisionRecord
-from medray.tasks.base.protocol import Calibrated
+from medray.tasks.base.protocol import Calibrated, RowPredictor
 from medray.training import distributed, trial_folder
 from medray.training.loop import Loop
 from medray.training.material import Material
@@ -55,6 +55,7 @@ class Trial:
             torch.set_num_threads(config.resources.cpus_per_worker)
         self.task = material.task
         self.rows = material.prepared.split("train")
+        self.validation_rows = material.prepared.split("validation")
         self.model: BuiltModel = build(
             material.base, self.task.head(), config.model, config.lora, seed=config.seed
         )
@@ -243,14 +244,18 @@ class Trial:
         worker's predictions count."""
         engine = self._engine(self.precision.actual, embeddings)
         if self.loop.strategy.shards_model:
-            return distributed.broadcast(self.task.predict(engine, examples))
+            return distributed.broadcast(self._predict(engine, examples))
         by_id = {
             prediction.row_id: prediction
-            for prediction in distributed.gather(
-                self.task.predict(engine, distributed.share(examples))
-            )
+            for prediction in distributed.gather(self._predict(engine, distributed.share(examples)))
         }
         return [by_id[example.id] for example in examples]
+
+    def _predict(self, engine: TransformersEngine, examples: Sequence[Example]) -> list[Prediction]:
+        if not isinstance(self.task, RowPredictor):
+            return self.task.predict(engine, examples)
+        rows = self.validation_rows.rows_of(example.id for example in examples)
+        return self.task.predict_rows(engine, examples, rows)
 
     def _report(self, evaluation: Evaluation) -> None:
         strategy, is_first = self.loop.strategy, distributed.rank() == 0

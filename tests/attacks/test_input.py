@@ -38,7 +38,7 @@ from medray.registry.predictions import read_predictions
 from medray.reports import review
 from medray.storage.store import open_store
 from medray.study.run import Run
-from medray.tasks import choice
+from medray.tasks.base import labels
 from medray.tasks.extraction import json_list
 from medray.tasks.instruct import overlap
 from medray.tasks.instruct.safety import is_refusal
@@ -754,7 +754,7 @@ SCANNERS: dict[str, tuple[Callable[[str, Path], Any], Callable[[int], str]]] = {
     "quoted refusal": (alone(is_refusal), lambda n: '"' + "a" * n),
     "words": (alone(overlap.words), lambda n: "a'" * (n // 2)),
     "label in an answer": (
-        alone(lambda text: choice.extract(text, ["lung cancer"])),
+        alone(lambda text: labels.first_label(text, ["lung cancer"])),
         lambda n: "lung " * (n // 5),
     ),
 }

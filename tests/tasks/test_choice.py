@@ -14,8 +14,9 @@ from medray.data.formats.pubmedqa import read_ground_truth
 from medray.errors import ConfigError, DataError
 from medray.evaluation.calibration import calibrate
 from medray.records import AS_IT_IS, AbstentionRecord
+from medray.tasks.base.labels import first_label
 from medray.tasks.base.protocol import restore
-from medray.tasks.choice import ChooseRequest, ChooseResponse, Options, Task, extract
+from medray.tasks.choice import ChooseRequest, ChooseResponse, Options, Task
 from medray.types import DISCLAIMER, Chunk, Example, Prediction, Sampling
 
 LABELS = ("fever", "heart failure", "renal failure")
@@ -214,7 +215,7 @@ def test_generated_text_is_read_and_what_names_no_label_is_counted():
     ],
 )
 def test_the_first_label_as_whole_words_is_what_a_text_says(text, label):
-    assert extract(text, ("diabetes", "type 2", "type 2 diabetes", "yes", "no")) == (
+    assert first_label(text, ("diabetes", "type 2", "type 2 diabetes", "yes", "no")) == (
         () if label is None else (label,)
     )
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from support import tiny
 
+from medray.config.study import StudyConfig
 from medray.data import dataset
 from medray.errors import ArtifactError, DataError
 from medray.models import precision
@@ -271,6 +273,46 @@ def test_rows_are_encoded_once_and_read_again_by_fingerprint(
     tiny.trial(tiny.study(tmp_path, "data.split.seed=3"), tmp_path)
     tiny.trial(tiny.study(tmp_path, "data.limit=20"), tmp_path)
     assert len(list((tmp_path / "prepared").glob("*.arrow"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (tiny.study, ()),
+        (tiny.study, ("task.long_texts=windows", "task.max_length=12", "task.window_overlap=4")),
+        (tiny.choice_study, ("task.prior_correction=true",)),
+        (tiny.choice_study, ("task.decoding=generate", "task.max_length=14")),
+    ],
+)
+def test_an_evaluation_reads_prepared_rows_and_predicts_as_from_texts(
+    tmp_path: Path, make: Callable[..., StudyConfig], settings: tuple[str, ...]
+) -> None:
+    trial = tiny.trial(make(tmp_path, *settings, "train.epochs=1"), tmp_path)
+    trial.run()
+    validation = trial.validation
+    assert validation is not None
+    engine = trial._engine("fp32")
+    assert trial.task.predict(engine, trial.material.validation) == validation.predictions
+    engine.model.tokenizer = tokenizer = _TextList(engine.tokenizer)
+    first_text = trial.material.validation[0].text
+    trial.predict_rows(trial.material.validation, [])
+    assert first_text not in "\n".join(tokenizer.texts)
+    trial.task.predict(engine, trial.material.validation)
+    assert first_text in "\n".join(tokenizer.texts)
+
+
+class _TextList:
+    """A tokenizer that keeps the texts that it encodes."""
+
+    def __init__(self, tokenizer: object) -> None:
+        self.tokenizer, self.texts = tokenizer, list[str]()
+
+    def __call__(self, texts: list[str], **options: object) -> object:
+        self.texts += texts
+        return self.tokenizer(texts, **options)  # type: ignore[operator]
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.tokenizer, name)
 
 
 def test_a_test_row_never_trains(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Functions for tasks with a closed set of labels: checks, positions and weights of labels, truth
-as zeros and ones."""
+as zeros and ones, labels in a text."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
@@ -93,3 +94,17 @@ def indicators(rows: Sequence[tuple[str, ...]], labels: Sequence[str]) -> Ints:
     return np.array(
         [[int(label in row) for label in labels] for row in rows], dtype=np.int64
     ).reshape(len(rows), len(labels))
+
+
+def first_label(text: str, labels: Sequence[str]) -> tuple[str, ...]:
+    """Return the label that a generated text names first, as whole words in any case. Of several at
+    the same place, return the longest."""
+    plain = " ".join(text.split())
+    matches = []
+    for label in labels:
+        match = re.search(
+            rf"(?<!\w){re.escape(' '.join(label.split()))}(?!\w)", plain, re.IGNORECASE
+        )
+        if match:
+            matches.append((match.start(), -len(label), label))
+    return (min(matches)[2],) if matches else ()

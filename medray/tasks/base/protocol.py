@@ -69,7 +69,7 @@ class Task(Protocol):
     `Options`.
 
     Small protocols hold the further members of some tasks: `Calibrated` or `TallyTask`,
-    `Chatting`, and `Served` in route.py."""
+    `RowPredictor`, `Chatting`, and `Served` in route.py."""
 
     @property
     def options(self) -> Any: ...
@@ -155,6 +155,17 @@ class TallyTask(Task, Protocol):
 
     def results(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Tallies:
         """Return the counts of each row, for intervals and comparisons."""
+        ...
+
+
+@runtime_checkable
+class RowPredictor(Task, Protocol):
+    """A task that can predict from rows of `encode`, so that no text is tokenized twice."""
+
+    def predict_rows(
+        self, engine: "Engine", examples: Sequence[Example], rows: Sequence[Encoded]
+    ) -> list[Prediction]:
+        """Return what `predict` returns for these examples, whose ids differ."""
         ...
 
 
