@@ -157,13 +157,16 @@ class QuestionAnswer:
     kind: QuestionKind
     values: tuple[str, ...]
     probabilities: tuple[float, ...]
-    confidence: float | None = None  # of the most probable option, set by calibration
+    confidence: float | None = None  # of the chosen option, set by calibration
     abstained: bool = False  # the confidence is below the question's threshold
+    threshold: float | None = None
+    choice: str = ""  # the option that thresholds of the task chose; "": the most probable one
 
     @property
     def value(self) -> str:
-        """Return the most probable option, the first of equal ones."""
-        return self.values[self.probabilities.index(max(self.probabilities))]
+        """Return the chosen option: the most probable one, the first of equal ones, unless
+        thresholds of the task chose another."""
+        return self.choice or self.values[self.probabilities.index(max(self.probabilities))]
 
     @property
     def score(self) -> float:

@@ -23,7 +23,8 @@ from medray.records import AS_IT_IS, CalibrationRecord
 from medray.storage import checkpoint, files
 from medray.storage.checkpoint import Manifest, Probe
 from medray.tasks.base.protocol import Task, restore
-from medray.types import Engine, Example, Prediction
+from medray.tasks.base.questions import Decisions, QuestionError, decide, questions_of
+from medray.types import Engine, Example, Prediction, Question
 
 PROBE_TEXTS = (
     (
@@ -83,6 +84,16 @@ class LoadedRelease:
             for number, row in enumerate(inputs)
         ]
         return calibrate(self.task, self.calibration, self.task.predict(self.engine, examples))
+
+    def decide(self, text: str, questions: Sequence[Question] = ()) -> Decisions:
+        """Answer typed questions about a text, by default those that the release was trained
+        for."""
+        questions = questions or questions_of(self.task)
+        if not questions:
+            raise QuestionError(
+                f"{self.reference}: it answers no questions; use a release with labels"
+            )
+        return decide(self.task, self.calibration, self.predict, text, questions)
 
     def in_precision(
         self, precision: Precision, *, token_budget: int | None = None

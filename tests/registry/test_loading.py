@@ -60,3 +60,14 @@ def test_a_merged_release_answers_its_probe_or_is_refused(
     monkeypatch.setattr(loading, "merge_adapter", wrong_merge)
     with pytest.raises(ArtifactError, match="its probe gives"):
         release.load(merge=True)
+
+
+def test_a_release_answers_its_own_question_with_the_probabilities_of_a_prediction(
+    tmp_path: Path,
+) -> None:
+    release = Registry(str(tmp_path)).publish(tiny.checkpoint(), "cancer").load()
+    (prediction,) = release.predict(TEXTS[:1])
+    (answer,) = release.decide(TEXTS[0]).answers
+    assert (answer.value, answer.values) == (prediction.labels[0], release.task.labels)
+    assert answer.probabilities == prediction.probabilities
+    assert answer.confidence == prediction.confidence

@@ -13,7 +13,16 @@ from medray.config.schema import PluginOptions, validate
 from medray.errors import ArtifactError
 from medray.evaluation.bootstrap import LabelResults, Results, Tallies
 from medray.evaluation.metrics import Metrics
-from medray.types import Encoded, Example, Head, Message, Needs, Prediction
+from medray.types import (
+    Encoded,
+    Example,
+    Head,
+    Message,
+    Needs,
+    Prediction,
+    Question,
+    QuestionAnswer,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,7 +78,7 @@ class Task(Protocol):
     `Options`.
 
     Small protocols hold the further members of some tasks: `Calibrated` or `TallyTask`,
-    `RowPredictor`, `Chatting`, and `Served` in route.py."""
+    `RowPredictor`, `Chatting`, `QuestionTask`, and `Served` in route.py."""
 
     @property
     def options(self) -> Any: ...
@@ -196,6 +205,33 @@ class Chatting(Protocol):
         ...
 
     def outcome(self, text: str) -> ChatOutcome: ...
+
+
+@runtime_checkable
+class QuestionTask(Protocol):
+    """A task that is trained on typed questions. Other tasks with labels answer questions about
+    their labels (questions.py)."""
+
+    @property
+    def questions(self) -> tuple[Question, ...]:
+        """Return the questions that it was trained for."""
+        ...
+
+    @property
+    def takes_any_question(self) -> bool:
+        """Return whether it also answers questions that it was not trained for."""
+        ...
+
+    def question_rows(self, text: str, questions: Sequence[Question]) -> list[Example]:
+        """Return the rows to predict, which answer all questions about a text."""
+        ...
+
+    def read_answers(
+        self, predictions: Sequence[Prediction], questions: Sequence[Question]
+    ) -> list[QuestionAnswer]:
+        """Return one answer per question, from calibrated predictions of `question_rows`. Each has
+        its question's name and order of options."""
+        ...
 
 
 def needs_of(options: PluginOptions) -> Needs:

@@ -1,0 +1,177 @@
+"""The questions that a release answers about a text. A task with labels answers one choice among
+them, or a predicate per label; a `QuestionTask` has questions of its own. Knows no HTTP."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from medray.errors import ConfigError
+from medray.evaluation.calibration import is_multi_label
+from medray.records import CalibrationRecord
+from medray.tasks.base.protocol import Calibrated, QuestionTask, Task
+from medray.types import (
+    PREDICATE_VALUES,
+    Example,
+    Prediction,
+    Question,
+    QuestionAnswer,
+    QuestionOption,
+)
+
+LABEL = "label"  # the name of the choice among the labels of a task
+_LISTING_SIZE = 12  # questions in an error, and options of each
+Values = tuple[str, frozenset[str]]  # the kind of a question and its options in any order
+
+
+class QuestionError(ConfigError):
+    """A question that the release does not answer. The message repeats nothing of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """The answers to questions about a text, and the predictions from which they are read."""
+
+    answers: tuple[QuestionAnswer, ...]
+    rows: tuple[Prediction, ...]
+
+
+def questions_of(task: Task) -> tuple[Question, ...]:
+    """Return the questions that a task was trained for; a task without labels has none."""
+    if isinstance(task, QuestionTask):
+        return task.questions
+    if not isinstance(task, Calibrated):
+        return ()
+    if is_multi_label(task):
+        truth = tuple(map(QuestionOption, PREDICATE_VALUES))
+        return tuple(
+            Question(label, "predicate", f'The text has the label "{label}".', truth)
+            for label in task.labels
+        )
+    labels = tuple(map(QuestionOption, task.labels))
+    return (Question(LABEL, "choice", "Which label does the text have?", labels),)
+
+
+def takes_any_question(task: Task) -> bool:
+    return isinstance(task, QuestionTask) and task.takes_any_question
+
+
+def match(task: Task, questions: Sequence[Question]) -> list[Question]:
+    """Return the task's own question for each one: that of the same name and options, or that of
+    the same instructions and options. Options may be in any order.
+
+    A task that takes any question keeps those that it was not trained for; another task raises.
+    A question without instructions matches the only one with its options."""
+    own = questions_of(task)
+    by_name = {(question.name, *_values(question)): question for question in own}
+    by_text = {(_plain(question), *_values(question)): question for question in own}
+    by_values: dict[Values, list[Question]] = {}
+    for question in own:
+        by_values.setdefault(_values(question), []).append(question)
+    matches = []
+    for place, question in enumerate(questions):
+        values = _values(question)
+        entry = by_name.get((question.name, *values)) or by_text.get((_plain(question), *values))
+        if entry is None and not _plain(question) and len(by_values.get(values, ())) == 1:
+            (entry,) = by_values[values]
+        if entry is None and not takes_any_question(task):
+            raise QuestionError(
+                f"questions.{place}: this release does not answer it; it answers {_listing(own)}"
+            )
+        matches.append(entry or question)
+    return matches
+
+
+def decide(
+    task: Task,
+    record: CalibrationRecord,
+    predict: Callable[[Sequence[Example]], Sequence[Prediction]],
+    text: str,
+    questions: Sequence[Question],
+) -> Decisions:
+    """Answer questions about a text; `predict` returns calibrated predictions of rows. Each answer
+    has its question's name and order of options."""
+    own = match(task, questions)
+    if isinstance(task, QuestionTask):
+        rows = predict(task.question_rows(text, own))
+        answers = task.read_answers(rows, own)
+    else:
+        rows = predict([Example("0", text)])
+        threshold = record.abstention.threshold if record.abstention else None
+        answers = [
+            replace(_of_labels(task.labels, rows[0], question), threshold=threshold)
+            for question in own
+        ]
+    return Decisions(tuple(map(_as_in, questions, answers)), tuple(rows))
+
+
+def _of_labels(labels: Sequence[str], row: Prediction, question: Question) -> QuestionAnswer:
+    """Return the answer that a prediction of labels gives. A text without any label, which a
+    generated answer may name none of, abstains from a choice.
+
+    A multi-label release abstains from a text, so from each of its predicates."""
+    if question.kind == "choice":
+        probabilities: Mapping[str, float] = dict(zip(labels, row.probabilities, strict=True))
+        choice = row.labels[0] if row.labels else ""
+    else:
+        share = row.probabilities[labels.index(question.name)]
+        probabilities = dict(zip(PREDICATE_VALUES, (share, 1 - share), strict=True))
+        choice = PREDICATE_VALUES[question.name not in row.labels]
+    return QuestionAnswer(
+        question.name,
+        question.kind,
+        question.values,
+        tuple(probabilities[value] for value in question.values),
+        confidence=row.confidence,
+        abstained=row.abstained or not choice,
+        choice=choice,
+    )
+
+
+def _as_in(question: Question, answer: QuestionAnswer) -> QuestionAnswer:
+    shares = dict(zip(answer.values, answer.probabilities, strict=True))
+    probabilities = tuple(shares[value] for value in question.values)
+    return replace(answer, name=question.name, values=question.values, probabilities=probabilities)
+
+
+def concentration(answer: QuestionAnswer) -> float:
+    """Return how concentrated the probabilities are: 0 for equal ones, 1 if one option has all. It
+    is the `confidence` of both wire formats, and no chance of being right.
+
+    For a choice it follows from the largest probability; for a score, from the mean distance to
+    the most probable level, relative to that of equal probabilities."""
+    shares = answer.probabilities
+    count, most = len(shares), max(shares)
+    if count < 2:
+        return 1.0
+    if answer.kind != "score":
+        return max(0.0, (most - 1 / count) / (1 - 1 / count))
+    mode = shares.index(most)
+    spread = sum(share * abs(place - mode) for place, share in enumerate(shares))
+    even_spread = sum(abs(place - (count - 1) / 2) for place in range(count)) / count
+    return max(0.0, 1 - spread / even_spread)
+
+
+def _values(question: Question) -> Values:
+    return question.kind, frozenset(question.values)
+
+
+def _plain(question: Question) -> str:
+    return " ".join(question.instructions.casefold().split())
+
+
+def _listing(questions: Sequence[Question]) -> str:
+    if not questions:
+        return "no questions"
+    return _shorten(
+        (
+            f'{question.kind} "{question.name}"'
+            + ("" if question.kind == "predicate" else f" ({_shorten(question.values, ', ')})")
+            for question in questions
+        ),
+        "; ",
+    )
+
+
+def _shorten(words: Iterable[str], separator: str) -> str:
+    entries = list(words)
+    rest = [f"{len(entries) - _LISTING_SIZE} more"] if len(entries) > _LISTING_SIZE else []
+    return separator.join(entries[:_LISTING_SIZE] + rest)
