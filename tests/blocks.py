@@ -22,6 +22,7 @@ NEEDS = {
     "a cluster",
     "a GPU",
     "a release of yours",
+    "Apptainer",
     "data of yours",
     "Docker",
     "Kubernetes",

@@ -123,6 +123,53 @@ def test_the_images_install_under_the_constraints_and_run_as_nobody_who_may_inst
     )
 
 
+def sections(definition: str) -> dict[str, str]:
+    """Return the sections of an Apptainer definition by name. The empty name is its header."""
+    parts = re.split(r"^%(\w+)\n", definition, flags=re.MULTILINE)
+    return {"": parts[0]} | dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_the_apptainer_definition_takes_the_steps_of_the_dockerfiles_node() -> None:
+    text = (CLUSTER / "apptainer.def").read_text()
+    parts = sections(text)
+    names = {"arguments", "files", "post", "environment", "runscript", "test"}
+    assert set(parts) - {""} == names
+    header = dict(re.findall(r"^(\w+): (.+)$", parts[""], re.MULTILINE))
+    bases = {rest.split()[0] for name, rest in DOCKERFILE if name == "FROM" and ":" in rest}
+    assert {header["From"]} == bases
+    assert header["Bootstrap"] == "docker"
+
+    node = DOCKERFILE[: DOCKERFILE.index(("FROM", "node AS serve"))]
+    install = re.compile(r"python install\.py [^&;\n]*[^&;\s]")
+    steps = [line for name, rest in node if name == "RUN" for line in install.findall(rest)]
+    assert install.findall(parts["post"]) == steps
+    assert len(steps) == 4
+
+    files = [line.split() for line in parts["files"].splitlines() if line.strip()]
+    copies = [shlex.split(rest)[:-1] for name, rest in node if name == "COPY"]
+    sources = {source for names in copies for source in names} - {"medray/__init__.py"}
+    assert {source for source, _ in files} == sources
+    assert all(Path(place).parent == Path("/opt/medray") for _, place in files)
+
+    variables = dict(re.findall(r"(\w+)=(\S+)", parts["environment"]))
+    assert variables.pop("PYTHONNOUSERSITE") == "1"
+    settings = [rest for name, rest in node if name == "ENV"]
+    assert variables.items() <= dict(re.findall(r"(\w+)=(\S+)", " ".join(settings))).items()
+
+
+def test_scripts_of_the_apptainer_definition_are_shell_with_values_that_have_a_default() -> None:
+    text = (CLUSTER / "apptainer.def").read_text()
+    parts = sections(text)
+    values = dict(re.findall(r"^\s*(\w+)=(\w+)$", parts["arguments"], re.MULTILINE))
+    assert set(re.findall(r"{{ (\w+) }}", text)) == set(values) == {"accelerator"}
+    for name in ("post", "environment", "runscript", "test"):
+        script = parts[name].replace("{{ accelerator }}", values["accelerator"])
+        checks = (["sh", "-n"], [Path(sys.executable).with_name("shellcheck"), "-s", "sh", "-"])
+        for command in checks:
+            process = subprocess.run(command, input=script, capture_output=True, text=True)
+            assert process.returncode == 0, (name, process.stdout, process.stderr)
+
+
 @pytest.mark.parametrize("name", RAY_UP)
 def test_a_cluster_file_fits_rays_schema_and_names_only_node_types_that_it_has(name: str) -> None:
     config = read(CLUSTER / f"{name}.yaml")
