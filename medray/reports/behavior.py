@@ -16,14 +16,10 @@ from medray.reports.blocks import (
     ReportSection,
     ReportTable,
 )
-from medray.reports.charts import (
-    NARROW,
-    WIDE,
-    Bar,
-    cells,
-    intervals,
-)
+from medray.reports.charts import cells
+from medray.reports.interval_chart import Bar, intervals
 from medray.reports.study_data import StudyData, between, count, metric_name, percent, short
+from medray.reports.svg import NARROW, WIDE
 
 _MOST_CELLS = 20  # with more labels a confusion matrix is not readable
 _MOST_SLICES = 24

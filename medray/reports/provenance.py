@@ -14,8 +14,9 @@ from medray.reports.blocks import (
     ReportSection,
     ReportTable,
 )
-from medray.reports.charts import NARROW, WIDE, Bar, intervals
+from medray.reports.interval_chart import Bar, intervals
 from medray.reports.study_data import StudyData, percent, short
+from medray.reports.svg import NARROW, WIDE
 from medray.types import DISCLAIMER
 
 

@@ -15,7 +15,7 @@ from medray.reports.blocks import (
     ReportSection,
     ReportTable,
 )
-from medray.reports.charts import NARROW, WIDE, Bar, intervals
+from medray.reports.interval_chart import Bar, intervals
 from medray.reports.study_data import (
     StudyData,
     axis_name,
@@ -27,7 +27,7 @@ from medray.reports.study_data import (
     short,
     with_sign,
 )
-from medray.reports.svg import Drawing
+from medray.reports.svg import NARROW, WIDE, Drawing
 
 
 def leaderboard(data: StudyData) -> ReportSection:

@@ -7,27 +7,17 @@ import pytest
 from medray.errors import MedrayError
 from medray.reports import html_report
 from medray.reports.charts import (
-    Bar,
     Curve,
     ReliabilityPoint,
     Spot,
     cells,
-    intervals,
     lines,
     reliability,
     scatter,
 )
-from medray.reports.svg import (
-    DARK,
-    LIGHT,
-    Drawing,
-    Scale,
-    log_span,
-    shorten,
-    span,
-    text_width,
-    tick,
-)
+from medray.reports.interval_chart import Bar, intervals
+from medray.reports.scale import Scale, log_span, span, tick
+from medray.reports.svg import DARK, LIGHT, Drawing, shorten, text_width
 
 SVG = "{http://www.w3.org/2000/svg}"
 
