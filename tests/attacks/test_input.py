@@ -40,7 +40,7 @@ from medray.storage.store import open_store
 from medray.study.run import Run
 from medray.tasks.base import labels
 from medray.tasks.extraction import json_list
-from medray.tasks.instruct import overlap
+from medray.tasks.instruct import figures
 from medray.tasks.instruct.safety import is_refusal
 from medray.text import csv_text, language
 from medray.types import Example
@@ -752,7 +752,7 @@ SCANNERS: dict[str, tuple[Callable[[str, Path], Any], Callable[[int], str]]] = {
     "refusal": (alone(is_refusal), lambda n: "i cannot safely " * (n // 16)),
     "apologies": (alone(is_refusal), lambda n: "sorry. " * (n // 7)),
     "quoted refusal": (alone(is_refusal), lambda n: '"' + "a" * n),
-    "words": (alone(overlap.words), lambda n: "a'" * (n // 2)),
+    "words": (alone(figures.words), lambda n: "a'" * (n // 2)),
     "label in an answer": (
         alone(lambda text: labels.first_label(text, ["lung cancer"])),
         lambda n: "lung " * (n // 5),

@@ -12,7 +12,7 @@ from medray.serving import notes
 from medray.serving.notes import TrainingTexts, unlike
 from medray.tasks.classification import ClassifyRequest
 from medray.tasks.extraction import json_list
-from medray.tasks.instruct import overlap, safety
+from medray.tasks.instruct import figures, safety
 from medray.text import identifiers, language
 
 # Beginnings of identifiers that go on and on, and texts that repeat one: what a pattern could try
@@ -62,7 +62,7 @@ SCANNERS: dict[str, Callable[[str], object]] = {
     "language": language.guess,
     "likeness": lambda text: unlike(text, TrainingTexts(3, 300, {"en": 1.0})),
     "refusals": safety.is_refusal,
-    "words": overlap.words,
+    "words": figures.words,
     "lists": json_list.read,
     "secrets": redact,
 }

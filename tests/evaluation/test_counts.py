@@ -10,7 +10,7 @@ from medray.evaluation import mention_scores, metrics
 from medray.evaluation.bootstrap import LabelResults
 from medray.evaluation.diagnose import SplitResults, examine
 from medray.records import AS_IT_IS
-from medray.tasks.instruct.overlap import token_f1
+from medray.tasks.instruct.figures import token_f1
 from medray.types import Mention
 
 LABELS = ["a", "b", "c", "d"]

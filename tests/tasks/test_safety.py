@@ -3,7 +3,7 @@
 import pytest
 
 from medray.data import duplicates
-from medray.tasks.instruct.overlap import rouge_l, token_f1, words
+from medray.tasks.instruct.figures import rouge_l, token_f1, words
 from medray.tasks.instruct.safety import REFUSAL, examples, is_refusal, outcome, pairs
 
 
