@@ -8,11 +8,11 @@ import house
 import pytest
 
 BOUNDS = {
-    "modules": 222,
+    "modules": 223,
     "single modules at the top": 4,
     "layers": 11,
     "files that compute an F1": 1,
-    "lines of the largest file": 364,
+    "lines of the largest file": 359,
     "lines of the largest function": 94,
     "names that are participles": 0,
 }

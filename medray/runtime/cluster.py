@@ -4,23 +4,20 @@ import contextlib
 import json
 import logging
 import os
-import shutil
 import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from medray.config.environment import COMMIT_VARIABLE
 from medray.errors import ConfigError
 from medray.errors.redaction import redact
+from medray.runtime.session_files import make_token, remove_old_sessions, sessions_folder
 from medray.storage import checkpoint
-from medray.storage.private import make_folder
 
 log = logging.getLogger(__name__)
 # For every process of a job.
@@ -49,10 +46,6 @@ JOB_VARIABLES = {
     # short for a busy machine, and loses the next trial.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "600",
 }
-_SESSION_AGE_S = 7 * 24 * 3600.0  # for how long the logs of an ended session stay
-_LONGEST = 107 - len(
-    "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
-)  # of the folder that Ray keeps sessions in
 _PASSED_ON = ("MEDRAY_CACHE", "HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT", "TOKENIZERS_PARALLELISM")
 
 
@@ -94,21 +87,18 @@ def start_cluster(
         yield _describe(is_joined=is_joining())
         return
     os.environ.update(JOB_VARIABLES)
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # medray shows the progress itself
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = (
-        "1"  # and keeps the figures of trials, for TensorBoard too
-    )
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = (
-        "1"  # Ctrl-C is ours: Tune's handler would end the search as if it were done
-    )
+    # medray shows the progress itself, and keeps the figures of trials, for TensorBoard too.
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    # Ctrl-C is medray's: Tune's handler would end the search as if it were done.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     if mode == "single":
         _single(num_cpus)
     else:
         _join()
     try:
-        with (
-            exiting_on_sigterm()
-        ):  # Ray's own handler, which is there from now on, would abort without cleaning up
+        # Ray's own handler, which is there from now on, would abort without cleaning up.
+        with exiting_on_sigterm():
             yield _describe(is_joined=mode == "join")
     finally:
         ray.shutdown()
@@ -220,18 +210,11 @@ def _single(num_cpus: int | None) -> None:
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
     port = free_port()
-    sessions = private_folder() / "ray"  # one below, since Ray opens its own folder to all users
-    if len(os.fsencode(sessions)) > _LONGEST:
-        raise ConfigError(
-            f"{sessions}: too long for a socket's path; name a place of at most {_LONGEST - 20} "
-            "characters with RAY_TMPDIR"
-        )
+    sessions = sessions_folder()
     remove_old_sessions(sessions)
     umask = os.umask(0o077)  # Ray's processes inherit it
 
-    def put_umask_back() -> (
-        None
-    ):  # in workers, which write what other users may read, such as releases
+    def put_umask_back() -> None:  # in workers: other users may read releases
         os.umask(umask)
 
     try:
@@ -251,31 +234,6 @@ def _single(num_cpus: int | None) -> None:
         )
     finally:
         os.umask(umask)
-
-
-def private_folder() -> Path:
-    """Return this user's own folder for temporary files, in /tmp if TMPDIR is too long for
-    sockets."""
-    from ray._common.utils import get_default_system_temp_dir
-
-    name, place = f"medray-{os.getuid()}", get_default_system_temp_dir()
-    if "RAY_TMPDIR" not in os.environ and len(os.fsencode(f"{place}/{name}/ray")) > _LONGEST:
-        place = "/tmp"
-    folder = make_folder(Path(place) / name, "RAY_TMPDIR")
-    folder.chmod(0o700)
-    return folder
-
-
-def remove_old_sessions(sessions: Path) -> None:
-    """Remove sessions without a write for a week, since Ray removes none. A session that still runs
-    writes to its logs every minute."""
-    for session in sessions.glob("session_2*"):
-        with contextlib.suppress(FileNotFoundError):  # another start removes it as well
-            if (
-                max(path.lstat().st_mtime for path in (session, *session.glob("logs/*")))
-                < time.time() - _SESSION_AGE_S
-            ):
-                shutil.rmtree(session, ignore_errors=True)
 
 
 def job_environment(dashboard: str | None) -> dict[str, str]:
@@ -304,25 +262,6 @@ def job_environment(dashboard: str | None) -> dict[str, str]:
     return {name: value for name, value in variables.items() if name not in job_variables}
 
 
-def make_token(path: str) -> None:
-    """Create Ray's token, readable by its owner alone; Ray would let everybody read it."""
-    import secrets
-
-    try:
-        token = Path(path).expanduser()
-        token.parent.mkdir(parents=True, exist_ok=True)
-        if not token.exists():
-            os.close(os.open(token, os.O_WRONLY | os.O_CREAT, 0o600))
-            token.write_text(secrets.token_hex(32))
-        if token.stat().st_uid == os.getuid():  # one that a cluster mounts is left as it is
-            token.chmod(0o600)
-    except (OSError, RuntimeError) as err:  # a home folder that is read-only, or no home folder
-        raise ConfigError(
-            f"{path}: Ray's token cannot be kept there: {err}; name a file of yours with "
-            "RAY_AUTH_TOKEN_PATH"
-        ) from None
-
-
 def free_port(preference: int = 0) -> int:
     """Return the preferred port if it is free, else any that is."""
     with socket.socket() as listener, contextlib.suppress(OSError):
@@ -346,9 +285,8 @@ def free_leaked_groups() -> int:
 
     if not (dead_jobs := {job["JobID"] for job in ray._private.state.jobs() if job["IsDead"]}):
         return 0
-    num_digits = len(
-        next(iter(dead_jobs))
-    )  # a placement group's id ends with that of the job that made it
+    # A placement group's id ends with that of the job that made it.
+    num_digits = len(next(iter(dead_jobs)))
     leaks = [
         key
         for key, group in placement_group_table().items()

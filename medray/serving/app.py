@@ -27,7 +27,7 @@ from ray.serve.schema import LoggingConfig
 from medray.client import Client
 from medray.errors import ArtifactError, ConfigError, ServingError
 from medray.registry.registry import Registry
-from medray.runtime import cluster
+from medray.runtime import cluster, session_files
 from medray.serving import front
 from medray.serving.auth import check_address, is_loopback
 from medray.serving.ingress import Ingress
@@ -252,7 +252,7 @@ def claim(host: str, port: int) -> Iterator[None]:
 
     The kernel does not refuse a second listener: Serve's proxy shares its port (SO_REUSEPORT), so
     each service would get requests of the other."""
-    with (cluster.private_folder() / f"port-{port}").open("w") as file:
+    with (session_files.private_folder() / f"port-{port}").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             socket.create_server(

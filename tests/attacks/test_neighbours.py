@@ -23,6 +23,7 @@ from medray.client import Client
 from medray.errors import ConfigError, ServingError
 from medray.registry.registry import Registry
 from medray.runtime import cluster as runtime
+from medray.runtime import session_files
 from medray.runtime.cluster import Cluster, free_port
 from medray.serving import app, replica_setup
 from medray.serving.schemas import AppOptions
@@ -138,16 +139,16 @@ def test_a_folder_that_somebody_prepared_under_our_name_is_refused(
             ours.mkdir(mode=0o700)
             os.chown(ours, OTHER_USER, OTHER_USER)
     with pytest.raises(ConfigError, match="RAY_TMPDIR"):
-        runtime.private_folder()
+        session_files.private_folder()
 
 
 def test_a_folder_of_our_own_is_closed_to_others_and_used_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    assert mode(runtime.private_folder()) == 0o700
-    runtime.private_folder().chmod(0o755)
-    assert mode(runtime.private_folder()) == 0o700
+    assert mode(session_files.private_folder()) == 0o700
+    session_files.private_folder().chmod(0o755)
+    assert mode(session_files.private_folder()) == 0o700
 
 
 def test_places_that_cannot_be_made_are_named_with_their_setting(
@@ -157,12 +158,12 @@ def test_places_that_cannot_be_made_are_named_with_their_setting(
     (tmp_path / "file").touch()
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file"))
     with pytest.raises(ConfigError, match=r"file/medray-.*: cannot be created: .*RAY_TMPDIR"):
-        runtime.private_folder()
+        session_files.private_folder()
     for path in (str(tmp_path / "file" / "token"), "~nobody-of-this-name/token"):
         with pytest.raises(
             ConfigError, match=r"token: Ray's token cannot be kept there: .*RAY_AUTH_TOKEN_PATH"
         ):
-            runtime.make_token(path)
+            session_files.make_token(path)
 
 
 def test_a_folder_too_long_for_sockets_is_not_used(
@@ -171,7 +172,7 @@ def test_a_folder_too_long_for_sockets_is_not_used(
     place = tmp_path / ("t" * 50)
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", str(place))
-    assert runtime.private_folder() == Path(f"/tmp/medray-{os.getuid()}")
+    assert session_files.private_folder() == Path(f"/tmp/medray-{os.getuid()}")
     monkeypatch.setenv("RAY_TMPDIR", str(place))
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray.init", None)
@@ -188,7 +189,7 @@ def test_a_token_that_a_cluster_mounts_is_left_as_it_is(tmp_path: Path) -> None:
     token.write_text("secret")
     token.chmod(0o440)
     os.chown(token, OTHER_USER, OTHER_USER)
-    runtime.make_token(str(token))
+    session_files.make_token(str(token))
     assert (mode(token), token.read_text()) == (0o440, "secret")
 
 
@@ -202,7 +203,7 @@ def test_sessions_that_ended_a_week_ago_are_removed_and_those_that_still_write_s
         (folder / "logs" / "raylet.out").touch()
     for path in (old, old / "logs", old / "logs" / "raylet.out", running):
         os.utime(path, (month_ago, month_ago))
-    runtime.remove_old_sessions(tmp_path)
+    session_files.remove_old_sessions(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [new.name, running.name]
 
 
