@@ -194,19 +194,31 @@ class Example:
     # A conversation up to its last user turn. Without turns, the text is the only turn.
     turns: tuple[Message, ...] = ()
     response: str = ""  # the reference answer of a text-generation task
+    questions: tuple[Question, ...] = ()
+    # Per question, the share of each option in the right answer; empty where it is not known.
+    answers: tuple[tuple[float, ...], ...] = ()
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Example":
         """Build an example from the output of `asdict`, after a round trip through JSON."""
         mentions = tuple(Mention(**mention) for mention in fields["mentions"])
         turns = tuple(Message(**turn) for turn in fields["turns"])
+        questions = tuple(map(Question.from_dict, fields.get("questions", ())))
+        answers = tuple(map(tuple, fields.get("answers", ())))
         return cls(
-            **{**fields, "labels": tuple(fields["labels"]), "mentions": mentions, "turns": turns}
+            **{
+                **fields,
+                "labels": tuple(fields["labels"]),
+                "mentions": mentions,
+                "turns": turns,
+                "questions": questions,
+                "answers": answers,
+            }
         )
 
     def without_answer(self) -> "Example":
-        """Return a copy without its labels, mentions and reference answer."""
-        return replace(self, labels=(), mentions=(), response="")
+        """Return a copy without its labels, mentions and right answers."""
+        return replace(self, labels=(), mentions=(), response="", answers=())
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,16 +257,19 @@ class Prediction:
     mentions: tuple[Mention, ...] = ()
     # The row's share of the metrics. It is kept where the text is not.
     figures: Mapping[str, float] = field(default_factory=dict)
+    answers: tuple[QuestionAnswer, ...] = ()  # one per question of the example
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Prediction":
         """Build a prediction from the output of `asdict`, after a round trip through JSON."""
         mentions = tuple(Mention(**mention) for mention in fields.get("mentions", ()))
+        answers = tuple(map(QuestionAnswer.from_dict, fields.get("answers", ())))
         return cls(
             **{
                 **fields,
                 "labels": tuple(fields["labels"]),
                 "probabilities": tuple(fields["probabilities"]),
                 "mentions": mentions,
+                "answers": answers,
             }
         )

@@ -15,9 +15,10 @@ from medray.data.duplicates import Duplicates
 from medray.data.meter import Meter
 from medray.data.split import GIVEN_NAMES
 from medray.text import language
-from medray.types import Example, Split
+from medray.types import Example, Question, Split
 
 _LANGUAGE_ROWS = 2000  # size of the sample whose languages are guessed
+_MOST_QUESTIONS = 50  # with other names
 _NUMBER = re.compile(r"[+-]?\d{1,15}(\.\d{1,15})?")
 # Returns the macro F1 of one answer for all rows, from rows per label, the answer and their number.
 ConstantF1 = Callable[[Mapping[str, int], tuple[str, ...], int], float]
@@ -85,6 +86,8 @@ class Audit:
     words: WordCounts | None = None
     languages: dict[str, int] = field(default_factory=dict)  # rows of a sample per language
     num_unlabelled: int = 0  # rows that drop_unlabelled leaves out
+    # The number of right answers per option of each question, or per kind of many questions.
+    questions: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -95,7 +98,8 @@ class Audit:
             + (f", {self.num_empty} with an empty text set aside" if self.num_empty else "")
             + (f", {self.num_unlabelled} without a label left out" if self.num_unlabelled else "")
             + (f", {self.num_corrected} with corrected labels" if self.num_corrected else ""),
-            *(self._labels() if self.labels else []),
+            *(self._labels() if self.labels and not self.questions else []),
+            *(f"question {name}: {_shares(counts)}" for name, counts in self.questions.items()),
             "splits: " + ", ".join(f"{side} {count}" for side, count in self.splits.items()),
             (
                 f"duplicates: {self.exact_groups} texts occur {self.exact_rows} times, "
@@ -106,7 +110,7 @@ class Audit:
                 if self.given_across
                 else "; no group is on two sides of the split"
             ),
-            *(self._ceilings() if self.labels and not self.num_mentions else []),
+            *(self._ceilings() if self._has_classes else []),
         ]
         for source, tokens in self.tokens.items():
             lines.append(
@@ -116,6 +120,10 @@ class Audit:
                 f"{tokens.max_length}"
             )
         return "\n".join(lines)
+
+    @property
+    def _has_classes(self) -> bool:
+        return bool(self.labels) and not self.num_mentions and not self.questions
 
     def _labels(self) -> list[str]:
         what = (
@@ -169,14 +177,32 @@ class _Tally:
     languages: Counter[str] = field(default_factory=Counter)
     num_words: "array[int]" = field(default_factory=lambda: array("l"))
     num_mentions: int = 0
+    questions: dict[str, Counter[str]] = field(default_factory=dict)
+    kinds: dict[str, Counter[str]] = field(default_factory=dict)  # of questions
 
     def add(self, example: Example, *, with_language: bool) -> None:
         self.labels.update(example.labels)
         self.sets[_labels(example)] += 1
         self.num_words.append(len(example.text.split()))
         self.num_mentions += len(example.mentions)
+        for question, shares in zip(example.questions, example.answers, strict=False):
+            if shares:
+                self._add_answer(question, shares)
         if with_language:
             self.languages[language.guess(example.text)] += 1
+
+    def _add_answer(self, question: Question, shares: Sequence[float]) -> None:
+        self.kinds.setdefault(question.kind, Counter())["answers"] += 1
+        if len(self.questions) <= _MOST_QUESTIONS:
+            counts = self.questions.setdefault(
+                question.name, Counter(dict.fromkeys(question.values, 0))
+            )
+            counts[question.values[shares.index(max(shares))]] += 1
+
+    def answers(self) -> dict[str, dict[str, int]]:
+        """Return the counts per question, or per kind if there are too many questions."""
+        groups = self.questions if len(self.questions) <= _MOST_QUESTIONS else self.kinds
+        return {name: dict(counts) for name, counts in groups.items()}
 
 
 def audit(
@@ -240,7 +266,13 @@ def audit(
         terms=tuple(sorted(set(terms))),
         words=WordCounts.of(tally.num_words),
         languages=dict(tally.languages),
+        questions=tally.answers(),
     )
+
+
+def _shares(counts: Mapping[str, int]) -> str:
+    num = sum(counts.values())
+    return ", ".join(f"{value} {count} ({count / num:.1%})" for value, count in counts.items())
 
 
 def _given_side(example: Example) -> str | None:

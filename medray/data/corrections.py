@@ -27,6 +27,11 @@ class CorrectedExamples:
 def apply(examples: Sequence[Example], path: Path, labels: Sequence[str]) -> CorrectedExamples:
     """Replace labels by those of a file. It may use the labels that occur in the data and
     `labels`."""
+    if examples and examples[0].questions:
+        raise DataError(
+            f"{path}: corrects labels, and the rows have answers to questions; correct these in "
+            "the data"
+        )
     outlines = example_rows.outlines(examples)
     valid_labels = {label for example in outlines for label in example.labels} | set(labels)
     labels_by_id: dict[str, tuple[str, ...]] = {}

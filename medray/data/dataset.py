@@ -202,6 +202,8 @@ def _identity(example: Example) -> list[Any]:
     fields: list[Any] = [example.id, example.text, sorted(example.labels)]
     if example.mentions or example.turns or example.response:
         fields += [*map(asdict, example.mentions), *map(asdict, example.turns), example.response]
+    if example.questions:
+        fields += [*map(asdict, example.questions), example.answers]
     return fields
 
 

@@ -16,11 +16,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.ipc
 
-from medray.types import Example, Mention, Message
+from medray.types import Example, Mention, Message, Question
 
 Positions = npt.NDArray[np.int64]
 BATCH = 2048
 _NONE: Mapping[str, str] = {}
+# Mentions, turns, response, questions and answers of a row without them.
+_NO_MORE: list[Any] = [(), (), "", (), ()]
 # Bytes, because a text may hold half of a surrogate pair, which Arrow's strings refuse.
 _SCHEMA = pa.schema(
     [("id", pa.large_binary()), ("text", pa.large_binary()), ("rest", pa.large_binary())]
@@ -164,7 +166,8 @@ class Examples(Sequence[Example]):
 
     def _example(self, row: int, row_id: str, text: str, rest: bytes) -> Example:
         labels, split, metadata, where, *more = json.loads(rest)
-        mentions, turns, response = more or ((), (), "")
+        more += _NO_MORE[len(more) :]
+        mentions, turns, response, questions, answers = more
         example = Example(
             row_id,
             text,
@@ -175,6 +178,8 @@ class Examples(Sequence[Example]):
             tuple(Mention(**mention) for mention in mentions),
             tuple(Message(**turn) for turn in turns),
             response,
+            tuple(map(Question.from_dict, questions)),
+            tuple(map(tuple, answers)),
         )
         return example.without_answer() if self._is_unlabelled else example
 
@@ -271,12 +276,14 @@ def _batch(columns: tuple[list[bytes], ...]) -> pa.RecordBatch:
 
 def _rest(example: Example) -> bytes:
     fields: list[Any] = [example.labels, example.split, dict(example.metadata), example.where]
-    if example.mentions or example.turns or example.response:
+    if example.mentions or example.turns or example.response or example.questions:
         fields += [
             [asdict(mention) for mention in example.mentions],
             [asdict(turn) for turn in example.turns],
             example.response,
         ]
+    if example.questions:
+        fields += [[asdict(question) for question in example.questions], example.answers]
     return json.dumps(fields).encode()
 
 

@@ -25,6 +25,7 @@ from medray.data.formats.base.parsing import (
     refuse_existing,
 )
 from medray.data.formats.base.protocol import ColumnOptions, Layout
+from medray.data.formats.base.question_parsing import has_questions
 from medray.errors import DataError
 from medray.types import Example
 
@@ -68,7 +69,9 @@ def check(options: Options) -> list[str]:
 
 def sniff(path: Path) -> Layout | None:
     rows = json_rows(path)
-    if rows is None or is_instructions(rows) or holds_mentions(rows) or any(map(is_pubmedqa, rows)):
+    if rows is None or any(map(is_pubmedqa, rows)):
+        return None
+    if is_instructions(rows) or has_questions(rows) or holds_mentions(rows):
         return None  # the file is of another format
     return json_layout("jsonl", path, rows)
 
