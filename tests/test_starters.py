@@ -1,6 +1,7 @@
 """The starter models, trained for real as a newcomer would."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ from sklearn.metrics import f1_score
 from medray.config.load import load_study
 from medray.data import dataset
 from medray.evaluation import baselines
+from medray.evaluation.baselines import TrainingRows, ValidationRows
 from medray.registry import loading
 from medray.tasks.base import protocol as tasks
 from medray.training.material import gather
 from medray.training.trial import Trial
+from medray.types import Example
 
 LABELS = ("cancer", "no_cancer")
 ROOT = Path(__file__).parent.parent
@@ -71,6 +74,14 @@ def train_on_notes(
     return loading.load(checkpoint), dataset.load(trial.config.data)
 
 
+def truth_of(examples: Sequence[Example]) -> np.ndarray:
+    return np.array([[label in row.labels for label in LABELS] for row in examples])
+
+
+def f1_of(data: dataset.Dataset, probabilities: np.ndarray) -> float:
+    return f1_score(truth_of(data.validation)[:, 0], probabilities[:, 0] > 0.5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("seed", "rate"), [(0, "5.0e-4"), (1, "7.0e-4"), (2, "5.0e-4"), (3, "7.0e-4"), (4, "5.0e-4")]
@@ -84,8 +95,10 @@ def test_on_notes_of_unseen_clinics_a_fine_tuned_model_beats_counted_words(
     test = data.open_test(tmp_path, "test_starters.py").examples
     truth = [row.labels == ("cancer",) for row in test]
     answers = [row.labels == ("cancer",) for row in release.task.predict(release.engine, test)]
-    train = np.array([[label in row.labels for label in LABELS] for row in data.train])
-    baseline = baselines.tfidf([row.text for row in data.train], train, multi_label=False)
+    baseline = baselines.tfidf(
+        TrainingRows([row.text for row in data.train], truth_of(data.train), multi_label=False),
+        ValidationRows([row.text for row in data.validation], lambda rows: f1_of(data, rows)),
+    )
     assert baseline
     probabilities = baseline.probabilities([row.text for row in test])
     words = probabilities[:, 0] > probabilities[:, 1]

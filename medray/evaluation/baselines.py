@@ -1,34 +1,110 @@
-"""Baselines that a fine-tuned model has to beat: the majority answer, and TF-IDF with logistic
-regression."""
+"""Baselines that a fine-tuned model has to beat: the majority answer, and logistic regressions on
+simple features, whose settings are searched on validation rows."""
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from operator import itemgetter
+from typing import Any, Protocol
 
 import numpy as np
 
 from medray.types import Bools, Floats, Ints
 
 log = logging.getLogger(__name__)
-MOST_ROWS = 50_000  # the regression is fitted on at most this many rows
+MOST_ROWS = 50_000  # a regression is fitted on at most this many rows
+SEARCH_ROWS = 5_000  # and its settings are searched on at most this many of them
+_STRENGTHS = (0.3, 1.0, 3.0, 10.0)  # C: the inverse of the regularization
+_CLASS_WEIGHTS = (None, "balanced")
+
+
+class Features(Protocol):
+    """Turns texts into the rows of a matrix, such as a vectorizer of scikit-learn."""
+
+    def fit_transform(self, texts: Sequence[str]) -> Any: ...
+
+    def transform(self, texts: Sequence[str]) -> Any: ...
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """The texts that a baseline is fitted on, with one row of `truth` per text and one column per
+    label."""
+
+    texts: Sequence[str]
+    truth: Bools
+    multi_label: bool
+
+    def sample(self, most: int, seed: int) -> "TrainingRows":
+        """Return at most this many of the rows, drawn at random."""
+        if len(self.texts) <= most:
+            return self
+        rng = np.random.default_rng(seed)
+        rows = np.sort(rng.choice(len(self.texts), most, replace=False))
+        texts = [self.texts[int(row)] for row in rows]
+        return TrainingRows(texts, self.truth[rows], self.multi_label)
+
+
+@dataclass(frozen=True)
+class ValidationRows:
+    """The texts that choose a baseline's settings. `value` returns the metric of probabilities for
+    these texts; the higher, the better."""
+
+    texts: Sequence[str]
+    value: Callable[[Floats], float]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A fitted regression. It places the probabilities of the labels in its rows among those of
+    all labels."""
+
+    regression: Any  # of scikit-learn
+    present: Ints
+    num_labels: int
+
+    @classmethod
+    def fit(cls, matrix: Any, rows: TrainingRows, settings: Mapping[str, Any]) -> "Classifier":
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.multiclass import OneVsRestClassifier
+
+        regression = LogisticRegression(**settings, max_iter=2000)
+        num_labels = rows.truth.shape[1]
+        if rows.multi_label:
+            several = OneVsRestClassifier(regression).fit(matrix, rows.truth.astype(int))
+            return cls(several, np.arange(num_labels), num_labels)
+        present = np.flatnonzero(rows.truth.any(axis=0))
+        targets = rows.truth[:, present].argmax(axis=1)
+        return cls(regression.fit(matrix, targets), present, num_labels)
+
+    def probabilities(self, matrix: Any) -> Floats:
+        probabilities = np.zeros((matrix.shape[0], self.num_labels))
+        present = self.regression.predict_proba(matrix)
+        # For a single label, scikit-learn returns two columns: no and yes.
+        probabilities[:, self.present] = present[:, -len(self.present) :]
+        return probabilities
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A simple classifier, fitted on training rows. Its probabilities are in the order of the
-    labels."""
+    """A simple model, fitted on training rows. Its probabilities are in the order of the labels."""
 
     name: str
-    pipeline: Any  # of scikit-learn; None: predict the share of each label
-    shares: Floats
+    shares: Floats  # of each label, the answer of a baseline that reads no text
+    features: Features | None = None
+    classifier: Classifier | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_constant(self) -> bool:
+        return self.classifier is None
 
     def probabilities(self, texts: Sequence[str]) -> Floats:
-        if self.pipeline is None:
+        if self.classifier is None or self.features is None:
             return np.tile(self.shares, (len(texts), 1))
-        probabilities: Floats = self.pipeline.predict_proba(texts)
-        return probabilities
+        return self.classifier.probabilities(self.features.transform(texts))
 
 
 def majority(truth: Bools, *, multi_label: bool) -> Baseline:
@@ -36,55 +112,66 @@ def majority(truth: Bools, *, multi_label: bool) -> Baseline:
     `truth` has one row per training text and one column per label."""
     most, _ = Counter(map(tuple, truth.tolist())).most_common(1)[0]
     return Baseline(
-        "majority", None, np.array(most, dtype=np.float64) if multi_label else truth.mean(axis=0)
+        "majority", np.array(most, dtype=np.float64) if multi_label else truth.mean(axis=0)
     )
 
 
-def tfidf(
-    texts: Sequence[str], truth: Bools, *, multi_label: bool, seed: int = 0
-) -> Baseline | None:
-    """Fit a logistic regression on TF-IDF of words and pairs of words, with usual settings that
-    are not searched. Return None if the texts contain no word."""
+def tfidf(rows: TrainingRows, validation: ValidationRows, *, seed: int = 0) -> Baseline | None:
+    """Search a logistic regression on TF-IDF of words, or of words and pairs of words. Return None
+    if the texts contain no word."""
     from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.multiclass import OneVsRestClassifier
-    from sklearn.pipeline import make_pipeline
 
-    rows = np.arange(len(texts))
     name = "TF-IDF + logistic regression"
-    if len(rows) > MOST_ROWS:
-        rows = np.sort(np.random.default_rng(seed).choice(rows, MOST_ROWS, replace=False))
-        name += f" (fitted on {MOST_ROWS:,} of {len(texts):,} rows)"
-    regression = LogisticRegression(C=10, max_iter=2000)
-    classifier = OneVsRestClassifier(regression) if multi_label else regression
-    pipeline = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2 if len(rows) > 500 else 1),
-        classifier,
-    )
-    sample = truth[rows]
-    present = np.flatnonzero(sample.any(axis=0)) if not multi_label else np.arange(truth.shape[1])
-    targets = sample.astype(int) if multi_label else sample[:, present].argmax(axis=1)
+    options = {"sublinear_tf": True, "min_df": 2 if len(rows.texts) > 500 else 1}
+    features = {
+        "words": TfidfVectorizer(ngram_range=(1, 1), **options),
+        "words and pairs": TfidfVectorizer(ngram_range=(1, 2), **options),
+    }
     try:
-        pipeline.fit([texts[int(row)] for row in rows], targets)
+        return search(name, features, rows, validation, seed=seed)
     except ValueError as err:
         if "vocabulary" not in str(err) and "no terms remain" not in str(err):
             raise
         log.warning("%s is left out: %s", name, err)
         return None
-    return Baseline(name, _AllLabels(pipeline, present, truth.shape[1]), sample.mean(axis=0))
 
 
-@dataclass(frozen=True)
-class _AllLabels:
-    """Places the probabilities of the labels in the fitted rows among those of all labels."""
+def search(
+    name: str,
+    features: Mapping[str, Features],
+    rows: TrainingRows,
+    validation: ValidationRows,
+    *,
+    seed: int = 0,
+) -> Baseline:
+    """Return the best regression on validation rows, over kinds of features, strengths of
+    regularization and class weights. Of equal ones, the first and simplest wins."""
+    all_rows, num_all = rows.sample(MOST_ROWS, seed), len(rows.texts)
+    if len(all_rows.texts) < num_all:
+        name += f" (fitted on {MOST_ROWS:,} of {num_all:,} rows)"
+    sample = all_rows.sample(SEARCH_ROWS, seed)
+    best = max(_candidates(name, features, sample, validation), key=itemgetter(0))[1]
+    if sample is all_rows:
+        return best
+    settings = dict(best.settings)
+    kind = features[settings.pop("features")]
+    classifier = Classifier.fit(kind.fit_transform(all_rows.texts), all_rows, settings)
+    return Baseline(name, best.shares, kind, classifier, best.settings)
 
-    pipeline: Any
-    present: Ints
-    num_labels: int
 
-    def predict_proba(self, texts: Sequence[str]) -> Floats:
-        probabilities = np.zeros((len(texts), self.num_labels))
-        present = self.pipeline.predict_proba(texts)
-        # For a single label, scikit-learn returns two columns: no and yes.
-        probabilities[:, self.present] = present[:, -len(self.present) :]
-        return probabilities
+def _candidates(
+    name: str, features: Mapping[str, Features], rows: TrainingRows, validation: ValidationRows
+) -> Iterator[tuple[float, Baseline]]:
+    """Yield each baseline of the search with its metric on validation rows."""
+    shares = rows.truth.mean(axis=0)
+    for kind, of_kind in features.items():
+        matrix, validation_matrix = (
+            of_kind.fit_transform(rows.texts),
+            of_kind.transform(validation.texts),
+        )
+        for class_weight, strength in product(_CLASS_WEIGHTS, _STRENGTHS):
+            settings = {"C": strength, "class_weight": class_weight}
+            classifier = Classifier.fit(matrix, rows, settings)
+            value = validation.value(classifier.probabilities(validation_matrix))
+            settings = {"features": kind, **settings}
+            yield value, Baseline(name, shares, of_kind, classifier, settings)

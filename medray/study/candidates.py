@@ -7,21 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from medray.config.load import public_settings
 from medray.config.trial import TrialConfig
 from medray.data.dataset import Dataset
 from medray.evaluation import baselines
-from medray.evaluation.baselines import Baseline
+from medray.evaluation.baselines import Baseline, TrainingRows, ValidationRows
 from medray.evaluation.calibration import is_multi_label
 from medray.evaluation.leaderboard import Entry
+from medray.evaluation.metrics import higher_is_better
 from medray.models.imports import without_garbage_collection
 from medray.registry.predictions import read_predictions
 from medray.storage import checkpoint
 from medray.study.placement import Placement
 from medray.tasks.base.protocol import Calibrated, Task, restore, task_options
-from medray.types import Engine, Example, Prediction
+from medray.types import Engine, Example, Floats, Prediction
 
 
 class Caller(Protocol):
@@ -197,35 +196,56 @@ def predict_base_model(
 
 
 def baseline_candidates(task: Task, dataset: Dataset, rows: Sequence[Example]) -> list[Candidate]:
-    """Return the baselines, fitted on training rows, for a task that predicts labels."""
+    """Return the baselines, fitted on training rows, for a task that predicts labels. Validation
+    rows choose their settings, as they choose those of models."""
     if not isinstance(task, Calibrated):
         return []
     multi_label = is_multi_label(task)
-    texts, truth = [example.text for example in dataset.train], task.truth(dataset.train)
+    train = TrainingRows(_texts(dataset.train), task.truth(dataset.train), multi_label)
     references = [
-        baselines.majority(truth, multi_label=multi_label),
-        baselines.tfidf(texts, truth, multi_label=multi_label),
+        baselines.majority(train.truth, multi_label=multi_label),
+        baselines.tfidf(train, _validation_rows(task, dataset.validation)),
     ]
     return [_baseline(reference, task, dataset, rows) for reference in references if reference]
+
+
+def _validation_rows(task: Calibrated, examples: Sequence[Example]) -> ValidationRows:
+    """Return the rows that choose a baseline's settings, by the metric of the study."""
+    metric = task.options.metric
+    sign = 1 if higher_is_better(metric) else -1
+
+    def value(probabilities: Floats) -> float:
+        predictions = _predictions(examples, probabilities)
+        answers = task.tune(predictions, examples).decide(predictions)
+        return sign * task.score(answers, examples).values[metric]
+
+    return ValidationRows(_texts(examples), value)
+
+
+def _texts(examples: Sequence[Example]) -> list[str]:
+    return [example.text for example in examples]
+
+
+def _predictions(examples: Sequence[Example], probabilities: Floats) -> list[Prediction]:
+    return [
+        Prediction(example.id, (), tuple(row.tolist()))
+        for example, row in zip(examples, probabilities, strict=True)
+    ]
 
 
 def _baseline(
     reference: Baseline, task: Calibrated, dataset: Dataset, rows: Sequence[Example]
 ) -> Candidate:
     def predict_rows(examples: Sequence[Example]) -> list[Prediction]:
-        probabilities = reference.probabilities([example.text for example in examples])
-        return [
-            Prediction(example.id, (), tuple(row.tolist()))
-            for example, row in zip(examples, np.asarray(probabilities), strict=True)
-        ]
+        return _predictions(examples, reference.probabilities(_texts(examples)))
 
     validation = predict_rows(dataset.validation)
     # A threshold that is fitted to constant answers would predict a label for every row.
-    decider = task if reference.pipeline is None else task.tune(validation, dataset.validation)
+    decider = task if reference.is_constant else task.tune(validation, dataset.validation)
     start = time.perf_counter()
     test = predict_rows(rows)
     seconds = time.perf_counter() - start
-    entry = Entry(name=reference.name, kind="reference")
+    entry = Entry(name=reference.name, kind="reference", settings=reference.settings)
     return Candidate(
         entry, decider, decider.decide(validation), decider.decide(test), 1000 * seconds / len(rows)
     )

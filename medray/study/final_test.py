@@ -202,11 +202,16 @@ def _align(folds: Sequence[Sequence[Candidate]]) -> list[tuple[Candidate, ...]]:
 
 def _pool(folds: Sequence[Candidate]) -> Candidate:
     """Pool one candidate's folds under the first fold's name, task and checkpoint. The search chose
-    the settings there, on rows outside the test."""
+    the settings there, on rows outside the test. Each fold's rows choose a baseline's settings, so
+    they are left out where they differ."""
     if len(folds) == 1:
         return folds[0]
+    entry = folds[0].entry
+    if entry.kind == "reference" and any(fold.entry.settings != entry.settings for fold in folds):
+        entry = replace(entry, settings={})
     return replace(
         folds[0],
+        entry=entry,
         validation=[row for fold in folds for row in fold.validation],
         test=[row for fold in folds for row in fold.test],
         ms_per_row=sum(fold.ms_per_row for fold in folds) / len(folds),

@@ -565,9 +565,9 @@ def test_a_whole_study_leaves_no_secret_in_runs_releases_caches_logs_of_ray_or_o
     site: str, tmp_path: Path
 ) -> None:
     (tmp_path / "study.yaml").write_text(
-        dump_settings(tiny.study(tmp_path, "train.epochs=1", "publish.name=tiny")).replace(
-            str(tmp_path / "rows.jsonl"), f"http://{site}/rows.jsonl?sig=SIGNATURECANARY"
-        )
+        dump_settings(
+            tiny.study(tmp_path, "train.epochs=1", "publish={name: tiny, allow_worse: true}")
+        ).replace(str(tmp_path / "rows.jsonl"), f"http://{site}/rows.jsonl?sig=SIGNATURECANARY")
     )
     (tmp_path / "rows.jsonl").unlink()
     (tmp_path / "home").mkdir()

@@ -141,7 +141,7 @@ def test_a_submitted_study_is_ranked_published_and_evaluated_and_its_results_out
     study.write_text(
         dump_settings(tiny.study(tmp_path, space, "search.num_trials=2", "storage_path=runs"))
     )
-    result = head.submit("jobs/study.py", str(study), "publish.name=cancer")
+    result = head.submit("jobs/study.py", str(study), "publish={name: cancer, allow_worse: true}")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "published: cancer@1" in result.stdout
     # Not below the job's working folder, which is deleted.
@@ -181,7 +181,12 @@ def test_medray_submit_sends_study_and_data_shows_the_log_and_exits_as_the_job_d
     study.write_text(dump_settings(tiny.study(tmp_path, "storage_path=runs", "name=sent")))
     secret = "hf_" + "s" * 34
     result = head.medray(
-        "submit", str(study), "--follow", "--upload-data", "publish.name=sent", HF_TOKEN=secret
+        "submit",
+        str(study),
+        "--follow",
+        "--upload-data",
+        "publish={name: sent, allow_worse: true}",
+        HF_TOKEN=secret,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("published: sent@1") == 1

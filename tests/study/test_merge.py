@@ -111,7 +111,7 @@ def test_a_release_of_before_there_were_merge_records_still_reads() -> None:
 
 
 def test_a_study_keeps_what_merging_its_winner_does(tmp_path: Path) -> None:
-    study = tiny.study(tmp_path, *SETTINGS, "publish={name: cancer}")
+    study = tiny.study(tmp_path, *SETTINGS, "publish={name: cancer, allow_worse: true}")
     outcome = in_process.run(study)
     assert outcome.release is not None
     merge = outcome.release.record.merge

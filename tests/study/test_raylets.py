@@ -19,7 +19,10 @@ from medray.storage import checkpoint
 from medray.study.run import Run, latest
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(900)]
-EXACT = ("lora.dropout=0.0", "publish={name: cancer}")  # each worker would draw its own dropout
+EXACT = (
+    "lora.dropout=0.0",
+    "publish={name: cancer, allow_worse: true}",
+)  # each worker would draw its own dropout
 SPREAD = "resources={num_workers: 2, placement: spread, cpus_per_worker: 1}"
 
 

@@ -80,7 +80,9 @@ def test_folds_and_seeds_together_are_refused(tmp_path: Path) -> None:
 def test_the_best_seed_is_published_with_the_mean_of_all_and_nothing_is_trained_twice(
     tmp_path: Path,
 ) -> None:
-    study = tiny.study(tmp_path, GRID, "search.num_seeds=3", "publish={name: cancer}")
+    study = tiny.study(
+        tmp_path, GRID, "search.num_seeds=3", "publish={name: cancer, allow_worse: true}"
+    )
     outcome = run(study)
     seeds = outcome.board.best.seeds
     assert seeds is not None
@@ -103,7 +105,9 @@ def test_the_best_seed_is_published_with_the_mean_of_all_and_nothing_is_trained_
         1,
     )
     assert "mean of 3 seeds" in (outcome.run.folder / "leaderboard.md").read_text()
-    more = tiny.study(tmp_path, GRID, "search.num_seeds=4", "publish={name: cancer}")
+    more = tiny.study(
+        tmp_path, GRID, "search.num_seeds=4", "publish={name: cancer, allow_worse: true}"
+    )
     watcher = RecordingWatcher()
     longer = run(more, watcher, Run.resume(more))
     assert {trial for trial, _ in watcher.evaluations} == {"tiny-bert-000-seed-3"}
@@ -114,7 +118,10 @@ def test_the_best_seed_is_published_with_the_mean_of_all_and_nothing_is_trained_
 
 def test_every_row_is_answered_once_by_a_model_that_had_not_seen_it(tmp_path: Path) -> None:
     study = tiny.study(
-        tmp_path, GRID, "data.split={kind: kfold, folds: 3}", "publish={name: cancer}"
+        tmp_path,
+        GRID,
+        "data.split={kind: kfold, folds: 3}",
+        "publish={name: cancer, allow_worse: true}",
     )
     outcome = run(study)
     assert outcome.board.num_rows["test"] == 60

@@ -50,7 +50,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     more = (
         "search.algorithm=optuna",
         "search.num_trials=2",
-        "publish={name: cancer}",
+        "publish={name: cancer, allow_worse: true}",
         "calibration.abstain_precision=0.6",
     )
     study = tiny.study(folder, bases, RATE, *more)

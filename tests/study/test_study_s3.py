@@ -38,7 +38,7 @@ def test_a_study_publishes_to_s3_and_its_losing_trials_are_removed_by_what_is_pu
 ) -> None:
     settings = [
         "search.space={train.learning_rate: {grid: [0.01, 1.0e-9]}}",
-        f"publish={{name: cancer, storage_path: '{uri}'}}",
+        f"publish={{name: cancer, allow_worse: true, storage_path: '{uri}'}}",
     ]
     study = tiny.study(tmp_path, *settings)
     preflight.check(study)

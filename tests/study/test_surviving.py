@@ -25,7 +25,7 @@ def test_a_study_that_has_ended_is_extended_ranked_anew_and_published_where_its_
         tiny.base(tmp_path, "roberta", num_hidden_layers=1),
     )  # smaller: it wins a tie
     weak = f"{{source: {bert}, overrides: {{train.learning_rate: 1.0e-9}}}}"
-    settings = ["publish={name: cancer}", "train.epochs=1"]
+    settings = ["publish={name: cancer, allow_worse: true}", "train.epochs=1"]
     first = tiny.study(tmp_path, f"base_models=[{weak}]", *settings)
     before = run(first)
     before_figures = figures(before.run.history("tiny-bert-000"))
