@@ -14,14 +14,13 @@ from pydantic import Field, model_validator
 from medray.client import ChoiceAnswer
 from medray.errors import ConfigError, DataError
 from medray.evaluation import metrics
-from medray.evaluation.bootstrap import LabelResults
 from medray.tasks.base.labels import (
     ClassWeights,
+    LabelTask,
     check_one_label,
     check_options,
     first_label,
     indicators,
-    label_results,
     places,
     weights_of,
 )
@@ -31,7 +30,7 @@ from medray.tasks.base.route import DisclaimedResponse, Route, TextRequest, Text
 from medray.text.prompts import Prompt, answers, prompts
 from medray.text.template import Template
 from medray.text.windows import Keep
-from medray.types import Bools, Encoded, Example, Floats, Needs, Prediction, Sampling, TokenIds
+from medray.types import Encoded, Example, Floats, Needs, Prediction, Sampling, TokenIds
 
 if TYPE_CHECKING:
     from medray.types import Engine
@@ -119,9 +118,8 @@ class ChooseResponse(TextResponse, DisclaimedResponse):
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class Task(LabelTask):
     options: Options
-    labels: tuple[str, ...]
     routes: ClassVar = (Route("/v1/choose", ChooseRequest, ChooseResponse),)
 
     @classmethod
@@ -228,14 +226,6 @@ class Task:
             )
             for row in predictions
         ]
-
-    def truth(self, examples: Sequence[Example]) -> Bools:
-        return indicators([example.labels for example in examples], self.labels).astype(np.bool_)
-
-    def results(
-        self, predictions: Sequence[Prediction], examples: Sequence[Example]
-    ) -> LabelResults:
-        return label_results(predictions, examples, self.labels, self.options.positive_label)
 
     def score(
         self, predictions: Sequence[Prediction], examples: Sequence[Example]

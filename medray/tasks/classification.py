@@ -12,22 +12,21 @@ from pydantic import Field, model_validator
 from medray.client import LabelAnswer
 from medray.errors import DataError
 from medray.evaluation import metrics
-from medray.evaluation.bootstrap import LabelResults
 from medray.evaluation.calibration import mix
 from medray.evaluation.thresholds import fit_thresholds
 from medray.tasks.base.labels import (
     ClassWeights,
+    LabelTask,
     check_one_label,
     check_options,
     indicators,
-    label_results,
     places,
     weights_of,
 )
 from medray.tasks.base.protocol import LossInputs, TaskOptions
 from medray.tasks.base.route import Route, TextRequest, TextResponse
 from medray.text.windows import Keep, pieces
-from medray.types import Bools, Encoded, Example, Floats, Head, Prediction
+from medray.types import Encoded, Example, Floats, Head, Prediction
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -158,9 +157,8 @@ class ClassLoss:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class Task(LabelTask):
     options: Options
-    labels: tuple[str, ...]
     # Fitted on validation rows, for multi_label and class_thresholds.
     thresholds: tuple[float, ...] | None = None
     routes: ClassVar = (
@@ -294,14 +292,6 @@ class Task:
 
     def decide(self, predictions: Sequence[Prediction]) -> list[Prediction]:
         return [replace(row, labels=self._decision(row.probabilities)) for row in predictions]
-
-    def truth(self, examples: Sequence[Example]) -> Bools:
-        return indicators([example.labels for example in examples], self.labels).astype(np.bool_)
-
-    def results(
-        self, predictions: Sequence[Prediction], examples: Sequence[Example]
-    ) -> LabelResults:
-        return label_results(predictions, examples, self.labels, self.options.positive_label)
 
     def score(
         self, predictions: Sequence[Prediction], examples: Sequence[Example]

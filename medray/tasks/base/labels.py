@@ -1,9 +1,10 @@
-"""Functions for tasks with a closed set of labels: checks, positions and weights of labels, truth
-as zeros and ones, labels in a text."""
+"""Tasks with a closed set of labels: what they share, checks, positions and weights of labels, and
+labels in a text."""
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -11,9 +12,29 @@ from pydantic import Field
 from medray.errors import ConfigError, DataError, suggest
 from medray.evaluation import metrics
 from medray.evaluation.bootstrap import LabelResults
-from medray.types import Example, Floats, Ints, Prediction
+from medray.types import Bools, Example, Floats, Ints, Prediction
 
 ClassWeights = Literal["none", "balanced"] | dict[str, Annotated[float, Field(gt=0)]]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelTask:
+    options: Any  # a task's own, with `positive_label`
+    labels: tuple[str, ...]
+
+    def truth(self, examples: Sequence[Example]) -> Bools:
+        return indicators([example.labels for example in examples], self.labels).astype(np.bool_)
+
+    def results(
+        self, predictions: Sequence[Prediction], examples: Sequence[Example]
+    ) -> LabelResults:
+        positive = self.options.positive_label
+        predicted_labels = indicators([row.labels for row in predictions], self.labels)
+        return LabelResults(
+            self.truth(examples),
+            predicted_labels.astype(np.bool_),
+            None if positive is None else self.labels.index(positive),
+        )
 
 
 def check_options(
@@ -72,21 +93,6 @@ def weights_of(
         examples.sum(), len(labels) * examples, out=np.zeros(len(examples)), where=examples > 0
     )
     return weights
-
-
-def label_results(
-    predictions: Sequence[Prediction],
-    examples: Sequence[Example],
-    labels: Sequence[str],
-    positive: str | None,
-) -> LabelResults:
-    truth, predicted_labels = (
-        indicators([row.labels for row in rows], labels).astype(np.bool_)
-        for rows in (examples, predictions)
-    )
-    return LabelResults(
-        truth, predicted_labels, None if positive is None else labels.index(positive)
-    )
 
 
 def indicators(rows: Sequence[tuple[str, ...]], labels: Sequence[str]) -> Ints:
