@@ -1,9 +1,12 @@
-"""`python tests/blocks.py [PAGE…]`: run the marked blocks of docs as they stand, from the
-repository's root, after README's: they use the run and the release of the quickstart.
+"""`python tests/blocks.py [PAGE…]`: run the marked blocks of README and docs as they stand, from
+the repository's root. README is first: the docs use the run and the release of its quickstart.
 
 A comment above a block of shell or Python says how it is checked: `ci: run`, `ci: serve RELEASE`
 (while `medray serve` answers), `ci: slow` (a slow test runs it), or `needs: …` for what CI does not
-have. Of those, tests/test_docs.py still checks commands and options."""
+have. Of those, tests/test_docs.py still checks commands and options.
+
+A block of text right below a block shows parts of its output: each line must be in the output, in
+that order. Numbers may differ, and `…` stands for any text."""
 
 import re
 import subprocess
@@ -16,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 NEEDS = {
     "a bucket",
     "a cloud",
@@ -31,8 +35,11 @@ NEEDS = {
     "vLLM",
 }
 BLOCK = re.compile(
-    r"(?:^<!-- ((?:ci|needs): [^>]*?) -->\n)?^```(bash|python)\n(.*?)^```", re.DOTALL | re.MULTILINE
+    r"(?:^<!-- ((?:ci|needs): [^>]*?) -->\n)?^```(bash|python)\n(.*?)^```\n"
+    r"(?:\n```text\n(.*?)^```$)?",
+    re.DOTALL | re.MULTILINE,
 )
+NUMBER = re.compile(r"\d[\d,.]*")
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ class Block:
     mark: str  # empty where a block has none
     language: str
     code: str
+    excerpt: str  # of its output
 
     @property
     def is_known(self) -> bool:
@@ -57,24 +65,62 @@ class Block:
 
 def pages() -> list[Path]:
     folders = [ROOT / "docs" / name for name in ("tutorials", "guides")]
-    return sorted([*(ROOT / "docs").glob("*.md"), *(p for at in folders for p in at.glob("*.md"))])
+    docs = sorted([*(ROOT / "docs").glob("*.md"), *(p for at in folders for p in at.glob("*.md"))])
+    return [README, *docs]
 
 
 def blocks(page: Path) -> list[Block]:
-    text = page.read_text(encoding="utf-8")
-    return [Block(page, mark, language, code) for mark, language, code in BLOCK.findall(text)]
+    return [Block(page, *groups) for groups in BLOCK.findall(page.read_text(encoding="utf-8"))]
 
 
-def run(block: Block, folder: Path = ROOT) -> int:
-    """Run a block in a folder that has the repository's files and return its exit status."""
+def failure(block: Block, folder: Path = ROOT) -> str | None:
+    """Run a block in a folder that has the repository's files and return what went wrong."""
+    start = time.monotonic()
     with serve(block.served):
-        code = f". .venv/bin/activate\n{block.code}" if block.language == "bash" else block.code
-        command = (
-            ["bash", "-euo", "pipefail", "-c", code]
-            if block.language == "bash"
-            else [sys.executable, "-c", code]
-        )
-        return subprocess.run(command, cwd=folder).returncode
+        status, output = run(command(block), folder)
+    print(f"-- exit status {status} after {time.monotonic() - start:.0f} s", flush=True)
+    if status:
+        return f"exit status {status}"
+    line = first_difference(block.excerpt, output)
+    return line and f"{block.page.name} shows a line that the output does not have: {line}"
+
+
+def command(block: Block) -> list[str]:
+    if block.language == "python":
+        return [sys.executable, "-c", block.code]
+    # README's first block makes the environment; the docs take it for granted.
+    before = "" if block.page == README else ". .venv/bin/activate\n"
+    return ["bash", "-euo", "pipefail", "-c", before + block.code]
+
+
+def run(command: Sequence[str], folder: Path) -> tuple[int, list[str]]:
+    """Run a command, print its output, and return its exit status and the lines of its output."""
+    lines = []
+    with subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line.rstrip("\n"))
+    return process.returncode, lines
+
+
+def first_difference(excerpt: str, output: Sequence[str]) -> str | None:
+    """Return the first line that a page shows and the rest of the output does not have."""
+    lines = iter(output)
+    for line in filter(None, excerpt.splitlines()):
+        if not any(pattern(line).fullmatch(candidate) for candidate in lines):
+            return line
+    return None
+
+
+def pattern(line: str) -> re.Pattern[str]:
+    parts = [
+        r"\d[\d,.]*".join(re.escape(text) for text in NUMBER.split(part))
+        for part in line.strip().split("…")
+    ]
+    return re.compile(r"\s*" + ".*".join(parts) + r"\s*")
 
 
 @contextmanager
@@ -112,11 +158,9 @@ def main(arguments: Sequence[str]) -> int:
         if not block.mark.startswith("ci:") or block.mark == "ci: slow":
             continue
         print(f"-- {block.page.relative_to(ROOT)}\n{block.code}", flush=True)
-        start = time.monotonic()
-        status = run(block)
-        print(f"-- exit status {status} after {time.monotonic() - start:.0f} s", flush=True)
-        if status:
-            return status
+        if reason := failure(block):
+            print(reason)
+            return 1
         num_blocks += 1
     print(f"{num_blocks} blocks ran")
     return 0
