@@ -16,7 +16,7 @@ from medray.errors import ConfigError, DataError
 from medray.evaluation import metrics
 from medray.tasks.base.labels import (
     ClassWeights,
-    LabelTask,
+    ClosedSetTask,
     check_one_label,
     check_options,
     first_label,
@@ -118,7 +118,7 @@ class ChooseResponse(TextResponse, DisclaimedResponse):
 
 
 @dataclass(frozen=True, slots=True)
-class Task(LabelTask):
+class Task(ClosedSetTask):
     options: Options
     routes: ClassVar = (Route("/v1/choose", ChooseRequest, ChooseResponse),)
 

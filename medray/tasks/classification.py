@@ -16,7 +16,7 @@ from medray.evaluation.calibration import mix
 from medray.evaluation.thresholds import fit_thresholds
 from medray.tasks.base.labels import (
     ClassWeights,
-    LabelTask,
+    ClosedSetTask,
     check_one_label,
     check_options,
     indicators,
@@ -157,7 +157,7 @@ class ClassLoss:
 
 
 @dataclass(frozen=True, slots=True)
-class Task(LabelTask):
+class Task(ClosedSetTask):
     options: Options
     # Fitted on validation rows, for multi_label and class_thresholds.
     thresholds: tuple[float, ...] | None = None

@@ -18,7 +18,7 @@ ClassWeights = Literal["none", "balanced"] | dict[str, Annotated[float, Field(gt
 
 
 @dataclass(frozen=True, slots=True)
-class LabelTask:
+class ClosedSetTask:
     options: Any  # a task's own, with `positive_label`
     labels: tuple[str, ...]
 
