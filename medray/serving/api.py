@@ -11,7 +11,9 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from medray.serving.cards import ReleaseCard, ReleaseList, ServedCard, Unavailable
+from medray.serving.decisions import add_question_routes
 from medray.serving.middleware import Guard, UnexpectedErrors
+from medray.serving.openai_decisions import DecisionsRequest, example_request
 from medray.serving.page import home, reference
 from medray.serving.refusals import Refusal, error_response, on_http_exception, on_invalid_body
 from medray.serving.routes import (
@@ -23,6 +25,7 @@ from medray.serving.routes import (
 )
 from medray.serving.schemas import ErrorBody, Health, Limits, ModelCard, ModelDetail, ModelList
 from medray.serving.service import Service
+from medray.serving.systemone import SystemOneRequest
 
 _NOTICE = "medray is research software, not a medical device."
 
@@ -46,6 +49,13 @@ def make_api(
     _add_pages(api, service)
     _add_information(api, service)
     add_text_routes(api, service, limits, mask_identifiers=mask_identifiers)
+    add_question_routes(
+        api,
+        service,
+        limits,
+        (DecisionsRequest, SystemOneRequest),
+        mask_identifiers=mask_identifiers,
+    )
     add_completion_routes(
         api,
         service,
@@ -93,7 +103,7 @@ def _add_information(api: FastAPI, service: Service) -> None:
         entries = list(zip(service.references, cards, strict=True))
         return ReleaseList(
             data=tuple(
-                ServedCard(id=name, **dict(card))
+                ServedCard(id=name, request=example_request(name, card.questions), **dict(card))
                 for name, card in entries
                 if isinstance(card, ReleaseCard)
             ),

@@ -32,10 +32,9 @@ from medray.serving import front
 from medray.serving.auth import check_address, is_loopback
 from medray.serving.ingress import Ingress
 from medray.serving.replica import ReleaseReplica
-from medray.serving.schemas import CHAT_PATH, AppOptions
+from medray.serving.schemas import AppOptions, path_of
 from medray.serving.vllm import ReleaseGroup, groups
 from medray.storage import checkpoint, files
-from medray.tasks.base.route import routes_of
 
 log = logging.getLogger(__name__)
 QUIET = LoggingConfig(enable_access_log=False)  # the audit log has a line per request already
@@ -147,8 +146,7 @@ def first_path(references: Iterable[str], storage_path: str) -> str | None:
             folder = Registry(storage_path).resolve(reference).folder()
         except ArtifactError:
             continue
-        routes = routes_of(str(checkpoint.read(folder).task.options["name"]))
-        return routes[0].path if routes else CHAT_PATH
+        return path_of(str(checkpoint.read(folder).task.options["name"]))
     return None
 
 

@@ -12,10 +12,13 @@ from medray.data.formats.base.protocol import Form, FormatOptions
 from medray.errors import ConfigError
 from medray.registry.card import describe_release
 from medray.registry.release import Release
-from medray.serving.schemas import CHAT_PATH
+from medray.serving.schemas import path_of
 from medray.storage import checkpoint
 from medray.storage.checkpoint import Manifest
-from medray.tasks.base.route import Body, routes_of
+from medray.tasks.base.protocol import restore
+from medray.tasks.base.questions import questions_of
+from medray.tasks.base.route import Body
+from medray.types import Question
 
 
 class CardFigure(Body):
@@ -37,6 +40,7 @@ class ReleaseCard(Body):
         (), description="the vocabulary of the form's terms, if its data has one"
     )
     labels: tuple[str, ...] = Field(description="the labels, or the kinds of mentions")
+    questions: tuple[Question, ...] = Field((), exclude=True)
     system: str | None = Field(None, description="the system prompt of a release that talks")
     base: str
     method: str
@@ -53,6 +57,9 @@ class ReleaseCard(Body):
 
 class ServedCard(ReleaseCard):
     id: str = Field(description="the value of `model` in a request")
+    request: dict[str, Any] | None = Field(
+        None, description="a body for /v1/decisions with the release's questions, if it has any"
+    )
 
 
 class Unavailable(Body):
@@ -71,16 +78,16 @@ def card(release: Release) -> ReleaseCard:
     folder, record = release.folder(), release.record
     manifest = checkpoint.read(folder)
     facts = describe_release(record, manifest)
-    routes = routes_of(facts.task)
     return ReleaseCard(
         release=record.name,
         version=record.version,
         created=record.created,
         task=facts.task,
-        path=routes[0].path if routes else CHAT_PATH,
+        path=path_of(facts.task),
         form=form(manifest),
         terms=tuple(audit(folder).get("terms", ())),
         labels=facts.labels or tuple(manifest.task.state.get("kinds", ())),
+        questions=questions_of(restore(manifest.task.options, manifest.task.state)),
         system=manifest.task.options.get("system"),
         base=facts.base + (f" ({facts.note})" if facts.note else ""),
         method=facts.method,

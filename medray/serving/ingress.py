@@ -22,7 +22,14 @@ from medray.serving.cards import ReleaseCard
 from medray.serving.refusals import Refusal
 from medray.serving.replica_setup import audit, open_audit_log, prepare
 from medray.serving.schemas import RETRY_AFTER_S, AppOptions, Health, ReleaseHealth, ReplicaReport
-from medray.serving.service import Conversation, Description, Event, Events
+from medray.serving.service import (
+    Conversation,
+    Description,
+    Event,
+    Events,
+    Inquiry,
+    InquiryReply,
+)
 from medray.serving.shares import BOUNDS, NO_LABEL
 from medray.tasks.base.route import TextRequest, TextResponse
 
@@ -101,26 +108,27 @@ class Ingress:
         )
 
     async def answer(self, reference: str, request: TextRequest) -> TextResponse | Refusal:
+        outcome: TextResponse | Refusal = await self._predict("answer", reference, request)
+        return outcome
+
+    async def decide(self, reference: str, inquiry: Inquiry) -> InquiryReply | Refusal:
+        outcome: InquiryReply | Refusal = await self._predict("decide", reference, inquiry)
+        return outcome
+
+    async def _predict(self, method: str, reference: str, request: TextRequest | Inquiry) -> Any:
+        """Send a request to a replica, and again if that died. Repeating a prediction is safe."""
         timeout_s = self.options.limits.timeout_s
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._answer(reference, request, timeout_s)
+                for attempt in range(1, _ATTEMPTS + 1):
+                    try:
+                        call = getattr(self.deployments[reference], method)
+                        return await call.remote(reference, request, timeout_s)
+                    except RayActorError:
+                        if attempt == _ATTEMPTS:
+                            raise
         except _EXPECTED_ERRORS as err:
             return self._refusal(err)
-
-    async def _answer(
-        self, reference: str, request: TextRequest, timeout_s: float
-    ) -> TextResponse | Refusal:
-        """Send a request to a replica, and again if that died. Repeating a prediction is safe."""
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                outcome: TextResponse | Refusal = await self.deployments[reference].answer.remote(
-                    reference, request, timeout_s
-                )
-                return outcome
-            except RayActorError:
-                if attempt == _ATTEMPTS:
-                    raise
         raise AssertionError("the loop returns or raises")
 
     async def talk(self, reference: str, conversation: Conversation) -> Events:

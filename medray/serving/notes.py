@@ -124,6 +124,11 @@ async def mask(request: TextRequest) -> MaskedRequest:
     return MaskedRequest(request.model_copy(update=changes), texts, replacements)
 
 
+async def mask_text(text: str) -> MaskedText:
+    (replacement,) = await _mask_all([text])
+    return replacement
+
+
 async def mask_conversation(conversation: Conversation) -> tuple[Conversation, dict[Kind, int]]:
     replacements = await _mask_all([message.content for message in conversation.messages])
     messages = tuple(
@@ -152,10 +157,14 @@ def flag(
         return response
     texts = request.texts
     notes = response.notes or (InputNote(),) * len(texts)
-    new_notes = (
-        note.model_copy(
-            update={"unlike_training": (*unlike(text, training), *note.unlike_training)}
-        )
-        for text, note in zip(texts, notes, strict=True)
-    )
+    new_notes = (flag_text(text, note, training) for text, note in zip(texts, notes, strict=True))
     return response.model_copy(update={"notes": tuple(new_notes)})
+
+
+def flag_text(text: str, note: InputNote, training: TrainingTexts | None) -> InputNote:
+    """Return the note with the ways in which a text is unlike the training texts."""
+    if training is None:
+        return note
+    return note.model_copy(
+        update={"unlike_training": (*unlike(text, training), *note.unlike_training)}
+    )

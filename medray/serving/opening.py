@@ -24,7 +24,7 @@ from medray.serving.chat import ChatModel
 from medray.serving.schemas import AppOptions
 from medray.serving.streams import Streams
 from medray.serving.text_model import Batcher, TextModel, tail_length
-from medray.tasks.base.protocol import Chatting, Task
+from medray.tasks.base.protocol import Chatting, QuestionTask, Task
 from medray.tasks.base.route import Served, served_tasks
 from medray.types import Chunk, Engine, Example, Floats32, Sampling
 
@@ -92,7 +92,7 @@ def open_model(
     opening = _Opening(model, options, thread)
     if isinstance(model.task, Chatting):
         return _open_chat_model(opening)
-    if isinstance(model.task, Served):
+    if isinstance(model.task, Served | QuestionTask):
         return _open_text_model(opening)
     raise ServingError(
         f"{model.reference}: its task {model.task.options.name!r} has no route; serve a release "

@@ -14,7 +14,14 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import Send
 
-from medray.serving.schemas import CHAT_PATH, COMPLETION_PATH
+from medray.serving.schemas import (
+    CHAT_PATH,
+    COMPLETION_PATH,
+    DECISIONS_PATH,
+    SYSTEMONE_PATH,
+    DetailBody,
+    InvalidPlace,
+)
 
 _PARAMETER = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _CLOSING = (408, 413)  # the rest of the body is not read, so the connection closes
@@ -71,35 +78,55 @@ async def refuse(send: Send, refusal: Refusal, rest: Awaitable[None] | None = No
 
 
 def error_response(refusal: Refusal, request_id: str | None = None) -> JSONResponse:
-    headers = {} if refusal.retry_after_s is None else {"retry-after": str(refusal.retry_after_s)}
-    if request_id:
-        headers["x-request-id"] = request_id
+    headers = refusal_headers(refusal, request_id)
     return JSONResponse(error_body(refusal), status_code=refusal.status, headers=headers)
+
+
+def refusal_headers(refusal: Refusal, request_id: str | None = None) -> dict[str, str]:
+    headers = {} if refusal.retry_after_s is None else {"retry-after": str(refusal.retry_after_s)}
+    return headers | ({"x-request-id": request_id} if request_id else {})
+
+
+def detail_response(
+    refusal: Refusal, places: tuple[InvalidPlace, ...], request_id: str | None = None
+) -> JSONResponse:
+    """Return a refusal in the form of the System One route."""
+    body = DetailBody(detail=places).model_dump(mode="json")
+    headers = refusal_headers(refusal, request_id)
+    return JSONResponse(body, status_code=refusal.status, headers=headers)
 
 
 async def on_invalid_body(request: Request, err: Exception) -> Response:
     """Report what is wrong and where. FastAPI's own response repeats the whole body."""
     assert isinstance(err, RequestValidationError)
-    messages: list[str] = []
-    places: list[str] = []
+    places: list[InvalidPlace] = []
     for item in err.errors()[:5]:
+        message = str(item["msg"]).removeprefix("Value error, ")
         if item["type"] == "json_invalid":
-            messages.append("the body is not valid JSON")
-            continue
+            message, item["loc"] = "the body is not valid JSON", ()
+        if item["type"] == "union_tag_invalid":  # pydantic's message repeats the type
+            message = f"type: Input should be {item['ctx']['expected_tags']}"
         # Only keys that look like parameter names are shown; any other may be a patient's text.
-        place = ".".join(
-            str(part)
-            for part in item["loc"][1:]
-            if isinstance(part, int) or _PARAMETER.fullmatch(part)
+        loc = tuple(
+            part for part in item["loc"][1:] if isinstance(part, int) or _PARAMETER.fullmatch(part)
         )
-        if item["type"] == "too_short" and any(other.startswith(place) for other in places):
+        if item["type"] == "too_short" and any(other.loc[: len(loc)] == loc for other in places):
             continue  # pydantic reports zero items after the first item failed
-        places.append(place)
-        messages.append(f"{place or 'body'}: {str(item['msg']).removeprefix('Value error, ')}")
-    # OpenAI's clients expect 400 from their two routes.
-    status = 400 if request.url.path.endswith((CHAT_PATH, COMPLETION_PATH)) else 422
-    param = next(filter(None, places), None)
-    return error_response(Refusal(status, "invalid_request", "; ".join(messages), param=param))
+        places.append(InvalidPlace(loc=loc, msg=message, type=item["type"]))
+    path = request.url.path
+    # OpenAI's clients expect 400 from their routes.
+    status = 400 if path.endswith((CHAT_PATH, COMPLETION_PATH, DECISIONS_PATH)) else 422
+    names = [".".join(map(str, place.loc)) for place in places]
+    messages = (
+        place.msg if place.type == "json_invalid" else f"{name or 'body'}: {place.msg}"
+        for name, place in zip(names, places, strict=True)
+    )
+    param = next(filter(None, names), None)
+    refusal = Refusal(status, "invalid_request", "; ".join(messages), param=param)
+    if not path.endswith(SYSTEMONE_PATH):
+        return error_response(refusal)
+    in_body = (one.model_copy(update={"loc": ("body", *one.loc)}) for one in places)
+    return detail_response(refusal, tuple(in_body))
 
 
 async def on_http_exception(request: Request, err: Exception) -> Response:

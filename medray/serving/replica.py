@@ -32,13 +32,21 @@ from medray.serving.opening import open_model
 from medray.serving.refusals import Refusal
 from medray.serving.replica_setup import prepare
 from medray.serving.schemas import CHAT_PATH, RETRY_AFTER_S, AppOptions, ReplicaReport
-from medray.serving.service import Conversation, Description, Start, TextPiece
+from medray.serving.service import (
+    Conversation,
+    Description,
+    Inquiry,
+    InquiryReply,
+    Start,
+    TextPiece,
+)
 from medray.serving.shares import shares
 from medray.serving.streams import LateError, OverloadedError
 from medray.serving.text_model import TextModel, TooManyTokensError
 from medray.serving.vllm import ReleaseGroup
 from medray.serving.vllm_head import VllmModels
-from medray.tasks.base.route import TextRequest, TextResponse
+from medray.tasks.base.questions import QuestionError, questions_of
+from medray.tasks.base.route import InputNote, TextRequest, TextResponse
 from medray.types import Chunk
 
 log = logging.getLogger(__name__)
@@ -144,6 +152,31 @@ class ReleaseReplica:
             self.requests, self._answer, reference, request, deadline
         )
 
+    async def decide(
+        self, reference: str, inquiry: Inquiry, timeout_s: float
+    ) -> InquiryReply | Refusal:
+        deadline = time.monotonic() + timeout_s
+        return await asyncio.get_running_loop().run_in_executor(
+            self.requests, self._decide, reference, inquiry, deadline
+        )
+
+    def _decide(self, reference: str, inquiry: Inquiry, deadline: float) -> InquiryReply | Refusal:
+        model = self._model(reference)
+        if isinstance(model, Refusal):
+            return model
+        if isinstance(model, ChatModel) or not questions_of(model.task):
+            path = CHAT_PATH if isinstance(model, ChatModel) else model.path
+            return _wrong_route(f"{model.release.name} answers at {path}")
+        try:
+            reply = model.decide(inquiry, max_tokens=self.options.limits.tokens, deadline=deadline)
+        except (DataError, QuestionError, ServingError) as err:
+            return _to_refusal(err)
+        if self.options.flag_unlike_training:
+            training = self._training_texts(reference)
+            note = notes.flag_text(inquiry.text, (*reply.notes, InputNote())[0], training)
+            return replace(reply, notes=(note,))
+        return reply
+
     def _answer(
         self, reference: str, request: TextRequest, deadline: float
     ) -> TextResponse | Refusal:
@@ -151,19 +184,9 @@ class ReleaseReplica:
         if isinstance(model, Refusal):
             return model
         if isinstance(model, ChatModel):
-            return Refusal(
-                400,
-                "wrong_route",
-                f"model: {model.release.name} answers at {CHAT_PATH}",
-                param="model",
-            )
+            return _wrong_route(f"{model.release.name} answers at {CHAT_PATH}")
         if not isinstance(request, tuple(route.request for route in model.task.routes)):
-            return Refusal(
-                400,
-                "wrong_route",
-                f"model: {model.release.name} answers at {model.path}",
-                param="model",
-            )
+            return _wrong_route(f"{model.release.name} answers at {model.path}")
         try:
             response = model.answer(
                 request, max_tokens=self.options.limits.tokens, deadline=deadline
@@ -173,13 +196,7 @@ class ReleaseReplica:
                 if self.options.flag_unlike_training
                 else response
             )
-        # Only a text without tokens causes it. Its message counts rows of a batch, which the client
-        # cannot see.
-        except DataError:
-            return Refusal(422, "invalid_request", "a text has no token that the model can read")
-        except TooManyTokensError as err:
-            return Refusal(413, "too_many_tokens", str(err))
-        except (OverloadedError, LateError) as err:
+        except (DataError, TooManyTokensError, OverloadedError, LateError) as err:
             return _to_refusal(err)
 
     async def talk(
@@ -235,12 +252,7 @@ class ReleaseReplica:
         if isinstance(model, Refusal):
             return model
         if not isinstance(model, ChatModel):
-            return Refusal(
-                400,
-                "wrong_route",
-                f"model: {model.release.name} does not talk; it answers at {model.path}",
-                param="model",
-            )
+            return _wrong_route(f"{model.release.name} does not talk; it answers at {model.path}")
         try:
             return model.begin(conversation, self.options.limits, deadline, deliver)
         except ServingError as err:
@@ -297,7 +309,20 @@ async def _gather(
             return chunks
 
 
+def _wrong_route(reason: str) -> Refusal:
+    return Refusal(400, "wrong_route", f"model: {reason}", param="model")
+
+
 def _to_refusal(err: Exception) -> Refusal:
+    # Only a text without tokens causes it. Its message counts rows of a batch, which the client
+    # cannot see.
+    if isinstance(err, DataError):
+        return Refusal(422, "invalid_request", "a text has no token that the model can read")
+    if isinstance(err, QuestionError):
+        place = str(err).partition(":")[0]
+        return Refusal(400, "unknown_question", str(err), param=place)
+    if isinstance(err, TooManyTokensError):
+        return Refusal(413, "too_many_tokens", str(err))
     if isinstance(err, TooLongError):
         return Refusal(400, "invalid_request", str(err), code="context_length_exceeded")
     if isinstance(err, OverloadedError):

@@ -4,13 +4,24 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from medray import plugins
 from medray.config.schema import Section
 from medray.config.trial import PrecisionChoice
-from medray.tasks.base.route import Body
+from medray.tasks.base.route import Body, routes_of
 
 RETRY_AFTER_S = 1
 BODY_BYTES = 1 << 20
 CHAT_PATH, COMPLETION_PATH = "/v1/chat/completions", "/v1/completions"
+DECISIONS_PATH, SYSTEMONE_PATH = "/v1/decisions", "/v1/systemone"
+
+
+def path_of(task: str) -> str:
+    """Return the path at which releases of a task answer."""
+    if routes := routes_of(task):
+        return routes[0].path
+    is_known = task in plugins.names("tasks")
+    has_questions = is_known and hasattr(plugins.find("tasks", task).Task, "question_rows")
+    return DECISIONS_PATH if has_questions else CHAT_PATH
 
 
 class Limits(Section):
@@ -18,6 +29,8 @@ class Limits(Section):
 
     body_bytes: int = Field(BODY_BYTES, ge=1, description="larger bodies are refused (413)")
     inputs: int = Field(64, ge=1, description="texts per request")
+    questions: int = Field(400, ge=1, description="typed questions per request")
+    options: int = Field(255, ge=2, description="options of a typed question")
     messages: int = Field(1000, ge=1, description="messages per conversation")
     tokens: int = Field(
         32768,
@@ -171,6 +184,20 @@ class ErrorDetail(Body):
 
 class ErrorBody(Body):
     error: ErrorDetail
+
+
+class InvalidPlace(Body):
+    """What is wrong with a request, and where."""
+
+    loc: tuple[str | int, ...]
+    msg: str
+    type: str
+
+
+class DetailBody(Body):
+    """An error of the System One route."""
+
+    detail: tuple[InvalidPlace, ...]
 
 
 class ModelCard(Body):

@@ -1,5 +1,5 @@
-"""The protocol between the routes and a service: conversations, pieces of answers, and events for
-the audit log."""
+"""The protocol between the routes and a service: questions, conversations, pieces of answers, and
+events for the audit log."""
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from medray.serving.cards import ReleaseCard
 from medray.serving.refusals import Refusal
 from medray.serving.schemas import Health
 from medray.tasks.base.protocol import ChatOutcome
-from medray.tasks.base.route import TextRequest, TextResponse
-from medray.types import Message, Sampling, TokenLogprob
+from medray.tasks.base.route import InputNote, TextRequest, TextResponse
+from medray.types import Message, Question, QuestionAnswer, Sampling, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,28 @@ class Description:
     disclaimer: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Inquiry:
+    """A text and the questions about it."""
+
+    text: str
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InquiryReply:
+    """The answers of a release, one per question."""
+
+    release: str
+    version: int
+    answers: tuple[QuestionAnswer, ...]
+    input_tokens: int
+    output_tokens: int = 0
+    labels: tuple[str, ...] = ()  # of the release's predictions, as its metrics count them
+    confidences: tuple[float, ...] = ()
+    notes: tuple[InputNote, ...] = ()  # one for the text, if a guard has something to note
+
+
 # The first event is a Start or a Refusal, and a Refusal is always the last.
 Events = AsyncGenerator[Start | TextPiece | Refusal, None]
 
@@ -84,6 +106,8 @@ class Service(Protocol):
     def references(self) -> tuple[str, ...]: ...
 
     async def answer(self, reference: str, request: TextRequest) -> TextResponse | Refusal: ...
+
+    async def decide(self, reference: str, inquiry: Inquiry) -> InquiryReply | Refusal: ...
 
     def talk(self, reference: str, conversation: Conversation) -> Events:
         """Yield the pieces of an answer. Closing the generator stops the generation."""

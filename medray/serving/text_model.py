@@ -7,6 +7,7 @@ request is answered when its own rows are done."""
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
@@ -20,8 +21,10 @@ from medray.evaluation.calibration import calibrate
 from medray.evaluation.novelty import Cloud
 from medray.registry.loading import LoadedRelease
 from medray.serving.notes import far
-from medray.serving.service import Description
+from medray.serving.schemas import DECISIONS_PATH
+from medray.serving.service import Description, Inquiry, InquiryReply
 from medray.serving.streams import LateError, OverloadedError, Streams
+from medray.tasks.base.questions import questions_of
 from medray.tasks.base.route import InputNote, Served, TextRequest, TextResponse
 from medray.types import Chunk, Engine, Example, Floats32, Sampling
 
@@ -202,6 +205,7 @@ class Turn:
     deadline: float
     cloud: Cloud | None = None  # set if the batcher's outputs end with embeddings
     distances: list[float] = field(default_factory=list)  # from the cloud, one per row
+    tokens: Counter[str] = field(default_factory=Counter)  # "input" and "output", so far
 
     @property
     def tokenizer(self) -> Any:
@@ -230,10 +234,14 @@ class Turn:
         self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling
     ) -> Iterator[Chunk]:
         rows = tokenize(self.tokenizer, prompts)
-        self._check(sum(len(row) + sampling.max_tokens for row in rows))
-        return iter(self.streams.collect(rows, sampling, self.deadline))
+        self._check(sum(map(len, rows)), len(rows) * sampling.max_tokens)
+        chunks = self.streams.collect(rows, sampling, self.deadline)
+        self.tokens["output"] += sum(chunk.num_tokens for chunk in chunks)
+        return iter(chunks)
 
-    def _check(self, tokens: int) -> None:
+    def _check(self, num_input: int, num_output: int = 0) -> None:
+        self.tokens["input"] += num_input
+        tokens = num_input + num_output
         if tokens > self.max_tokens:
             raise TooManyTokensError(
                 f"the request has {tokens} tokens; send at most {self.max_tokens}"
@@ -256,7 +264,7 @@ class TextModel:
 
     @property
     def path(self) -> str:
-        return self.task.routes[0].path
+        return self.task.routes[0].path if isinstance(self.task, Served) else DECISIONS_PATH
 
     def answer(self, request: TextRequest, *, max_tokens: int, deadline: float) -> TextResponse:
         turn = Turn(self.batcher, self.streams, max_tokens, deadline, self.cloud)
@@ -272,6 +280,24 @@ class TextModel:
             predictions=answers,
         )
 
+    def decide(self, inquiry: Inquiry, *, max_tokens: int, deadline: float) -> InquiryReply:
+        turn = Turn(self.batcher, self.streams, max_tokens, deadline, self.cloud)
+        release = replace(self.release, engine=turn)
+        decisions = release.decide(inquiry.text, inquiry.questions)
+        # Metrics never hold a client's own options.
+        own = {value for question in questions_of(self.task) for value in question.values}
+        own.update(self.task.labels)
+        return InquiryReply(
+            release.name,
+            release.version,
+            decisions.answers,
+            turn.tokens["input"],
+            turn.tokens["output"],
+            tuple("|".join(filter(own.__contains__, row.labels)) for row in decisions.rows),
+            tuple(row.confidence for row in decisions.rows if row.confidence is not None),
+            (self._note(float(np.mean(turn.distances))),) if turn.distances else (),
+        )
+
     def _notes(self, turn: Turn, examples: Sequence[Example]) -> tuple[InputNote, ...]:
         """Return each text's mean distance from the training data over its rows."""
         if self.cloud is None:
@@ -281,10 +307,11 @@ class TextModel:
             copies = [replace(example, id=str(number)) for number, example in enumerate(examples)]
             owners = [int(row.row_id) for row in self.task.encode(copies, turn.tokenizer)]
         means = np.bincount(owners, turn.distances) / np.bincount(owners)
-        return tuple(
-            InputNote(distance=round(one, 3), unlike_training=far(one, self.cloud))
-            for one in means.tolist()
-        )
+        return tuple(map(self._note, means.tolist()))
+
+    def _note(self, distance: float) -> InputNote:
+        assert self.cloud is not None
+        return InputNote(distance=round(distance, 3), unlike_training=far(distance, self.cloud))
 
     def describe(self) -> Description:
         return Description(self.release.name, self.release.version)

@@ -183,6 +183,14 @@ def _http() -> dict[str, str]:
     document["info"]["version"] = "<version>"
     chat = {"model": "adviser@best", "messages": [{"role": "user", "content": "What is asthma?"}]}
     completion = {"model": "adviser@best", "prompt": "Asthma is"}
+    choice = {
+        "type": "choice",
+        "name": "label",
+        "instructions": "Is it about cancer?",
+        "choices": [{"value": "no cancer"}, {"value": "cancer"}],
+    }
+    predicate = {"type": "predicate", "name": "fever", "instructions": "Has the patient fever?"}
+    labels = {"type": "choice", "criteria": ["no cancer", "cancer"]}
     requests: list[tuple[str, str, dict[str, Any] | None]] = [
         ("GET", "/healthz", None),
         ("GET", "/v1/models", None),
@@ -192,6 +200,37 @@ def _http() -> dict[str, str]:
         ("POST", "/classify", {"model": "cancer@best", "text": "one"}),
         ("POST", "/v1/choose", {"model": "pubmedqa@2", "text": "one"}),
         ("POST", "/v1/extract", {"model": "diseases@1", "text": "aspirin against asthma"}),
+        (
+            "POST",
+            "/v1/decisions",
+            {"model": "cancer@best", "input": "one", "questions": [choice]},
+        ),
+        (
+            "POST",
+            "/v1/decisions",
+            {"model": "findings@best", "input": "fever", "questions": [predicate]},
+        ),
+        (
+            "POST",
+            "/v1/decisions",
+            {"model": "cancer@best", "input": "unclear", "questions": [choice]},
+        ),
+        (
+            "POST",
+            "/v1/decisions",
+            {"model": "cancer@best", "input": "one", "questions": [predicate]},
+        ),
+        (
+            "POST",
+            "/v1/systemone",
+            {"model": "cancer@best", "state": {"age": 4}, "questions": {"label": labels}},
+        ),
+        (
+            "POST",
+            "/v1/systemone",
+            {"model": "findings@best", "state": "fever", "questions": {"fever": {"type": "noul"}}},
+        ),
+        ("POST", "/v1/systemone", {"model": "cancer@best", "state": "one", "questions": {}}),
         ("POST", "/v1/chat/completions", chat),
         (
             "POST",
@@ -251,7 +290,7 @@ def _neutral(value: Any, measurements: Collection[str] = (), is_measured: bool =
     if isinstance(value, list):
         return [_neutral(inner, measurements, is_measured) for inner in value]
     if isinstance(value, str):
-        return re.sub(r"^(cmpl|chatcmpl)-.*", r"\1-<number>", value)
+        return re.sub(r"^(cmpl|chatcmpl|dec)-.*", r"\1-<number>", value)
     if is_measured and isinstance(value, int | float) and not isinstance(value, bool):
         return "<number>"
     return float(_short(value)) if isinstance(value, float) else value

@@ -37,6 +37,8 @@ def test_every_route_that_answers_is_in_the_document() -> None:
         "POST /classify",
         "POST /v1/choose",
         "POST /v1/extract",
+        "POST /v1/decisions",
+        "POST /v1/systemone",
         "POST /v1/chat/completions",
         "POST /v1/completions",
     } < OPERATIONS.keys()
@@ -55,6 +57,8 @@ def with_served_model(label: str, body: dict[str, Any]) -> dict[str, Any]:
         name for name, card in fake_service.CARDS.items() if card.path.removeprefix("/v1") in label
     ] or ["adviser@best"]
     request = body | {"model": served[len(body.get("model") or "") % len(served)]}
+    if body.get("questions"):
+        request |= with_own_questions(label, body)
     if "completions" in label:
         request["stream"] = len(str(body)) % 2 == 0
     if body.get("messages"):
@@ -62,6 +66,21 @@ def with_served_model(label: str, body: dict[str, Any]) -> dict[str, Any]:
     if body.get("text") is not None:
         request.pop("inputs", None)
     return request
+
+
+def with_own_questions(label: str, body: dict[str, Any]) -> dict[str, Any]:
+    """A release, and of every second request a question that it answers."""
+    question: dict[str, Any] = {
+        "type": "choice",
+        "name": "label",
+        "instructions": "?",
+        "choices": [{"value": "cancer"}, {"value": "no cancer"}],
+    }
+    questions: Any = [question]
+    if "systemone" in label:
+        questions = {"label": {"type": "choice", "criteria": ["cancer", "no cancer"]}}
+    own = {"questions": questions} if len(str(body)) % 2 else {}
+    return {"model": "cancer@best", "assets": None, **own}
 
 
 def ask(schema: OpenApiSchema, label: str, mode: GenerationMode, num_examples: int) -> Counter[int]:

@@ -3,10 +3,10 @@
 import pytest
 from support.request_trace import REQUESTS, files_of_request
 
-from medray.serving.schemas import CHAT_PATH
+from medray.serving.schemas import CHAT_PATH, DECISIONS_PATH
 
-MOST = {"/v1/classify": 12, CHAT_PATH: 19}
-MOST_OF_SERVING = {"/v1/classify": 6, CHAT_PATH: 9}
+MOST = {"/v1/classify": 12, DECISIONS_PATH: 15, CHAT_PATH: 19}
+MOST_OF_SERVING = {"/v1/classify": 6, DECISIONS_PATH: 8, CHAT_PATH: 9}
 
 
 @pytest.mark.parametrize("path", list(REQUESTS))

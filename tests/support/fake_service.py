@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import uvicorn
 from fastapi import FastAPI
@@ -18,11 +19,22 @@ from medray.serving.api import make_api
 from medray.serving.cards import CardFigure, ReleaseCard
 from medray.serving.refusals import Refusal
 from medray.serving.schemas import CHAT_PATH, Health, Limits
-from medray.serving.service import Conversation, Description, Event, Events, Start, TextPiece
+from medray.serving.service import (
+    Conversation,
+    Description,
+    Event,
+    Events,
+    Inquiry,
+    InquiryReply,
+    Start,
+    TextPiece,
+)
 from medray.tasks.base.mention_task import ExtractRequest, ExtractResponse
+from medray.tasks.base.questions import LABEL, QuestionError, match
 from medray.tasks.base.route import TextRequest, TextResponse
 from medray.tasks.choice import ChooseRequest, ChooseResponse
 from medray.tasks.classification import ClassifyRequest, ClassifyResponse
+from medray.types import PREDICATE_VALUES, Question, QuestionAnswer, QuestionOption
 
 TERMS = (
     "chills",
@@ -39,6 +51,15 @@ DISEASES = (
 )
 WARNING = "Research software, not a medical device: no diagnosis, no treatment decision."
 WORDS = ("Asthma ", "is a chronic ", "disease. <img src=x onerror=alert(1)> ", "Ask ", "a doctor.")
+
+
+FINDINGS = ("asthma", "fever")
+TRUTH = tuple(map(QuestionOption, PREDICATE_VALUES))
+
+
+def _choice(*labels: str) -> tuple[Question, ...]:
+    options = tuple(map(QuestionOption, labels))
+    return (Question(LABEL, "choice", "Which label does the text have?", options),)
 
 
 def _card(release: str, task: str, path: str, form: Form, **others: object) -> ReleaseCard:
@@ -67,7 +88,23 @@ def _card(release: str, task: str, path: str, form: Form, **others: object) -> R
 
 CARDS = {
     "cancer@best": _card(
-        "cancer", "classification", "/v1/classify", Form(), labels=("cancer", "no cancer")
+        "cancer",
+        "classification",
+        "/v1/classify",
+        Form(),
+        labels=("cancer", "no cancer"),
+        questions=_choice("cancer", "no cancer"),
+    ),
+    "findings@best": _card(
+        "findings",
+        "classification",
+        "/v1/classify",
+        Form(),
+        labels=FINDINGS,
+        questions=tuple(
+            Question(label, "predicate", f'The text has the label "{label}".', TRUTH)
+            for label in FINDINGS
+        ),
     ),
     "symptoms@best": _card(
         "symptoms",
@@ -75,6 +112,7 @@ CARDS = {
         "/v1/choose",
         symptom_table.Options(name="symptom_table", path="-", template="{symptoms}").form(),
         labels=DISEASES,
+        questions=_choice(*DISEASES),
         terms=TERMS,
     ),
     "pubmedqa@2": _card(
@@ -83,6 +121,7 @@ CARDS = {
         "/v1/choose",
         pubmedqa.Options(name="pubmedqa", path="-").form(),
         labels=("maybe", "no", "yes"),
+        questions=_choice("maybe", "no", "yes"),
     ),
     "diseases@1": _card("diseases", "tagging", "/v1/extract", Form(), labels=("disease", "drug")),
     "adviser@best": _card("adviser", "instruct", CHAT_PATH, Form(), system="You answer carefully."),
@@ -94,6 +133,7 @@ class Service:
         self.references = references or tuple(CARDS)
         self.pause_s = pause_s
         self.requests: list[TextRequest] = []
+        self.inquiries: list[Inquiry] = []
         self.talks: list[Conversation] = []
         self.events: list[Event] = []
         self.refusal: Refusal | None = None
@@ -144,6 +184,32 @@ class Service:
             release=card.release, version=card.version, predictions=(choice,) * count
         )
 
+    async def decide(self, reference: str, inquiry: Inquiry) -> InquiryReply | Refusal:
+        """Answer a choice with 2, 4, 8, … parts of the probability for its options in the order of
+        their names, and a predicate with 90 % if its name is in the text. A text with "unclear"
+        is not answered."""
+        self.inquiries.append(inquiry)
+        if self.refusal:
+            return self.refusal
+        card = CARDS[reference]
+        if not card.questions:
+            return Refusal(
+                400, "wrong_route", f"model: {card.release} answers at {card.path}", param="model"
+            )
+        try:
+            own = match(card.questions, inquiry.questions)
+        except QuestionError as err:
+            place = str(err).partition(":")[0]
+            return Refusal(400, "unknown_question", str(err), param=place)
+        return InquiryReply(
+            card.release,
+            card.version,
+            tuple(map(partial(_answer, inquiry.text), own, inquiry.questions)),
+            len(inquiry.text.split()),
+            labels=("a label",),
+            confidences=(0.9,),
+        )
+
     async def talk(self, reference: str, conversation: Conversation) -> Events:
         self.talks.append(conversation)
         card = CARDS[reference]
@@ -174,6 +240,25 @@ class Service:
         self.events.append(event)
 
 
+def _answer(text: str, own: Question, question: Question) -> QuestionAnswer:
+    values = question.values
+    if question.kind == "predicate":
+        share = 0.9 if own.name in text else 0.1
+        shares = {"true": share, "false": 1 - share}
+    else:
+        total = 2 ** len(values) - 1
+        shares = {value: 2**place / total for place, value in enumerate(sorted(values))}
+    return QuestionAnswer(
+        question.name,
+        question.kind,
+        values,
+        tuple(shares[value] for value in values),
+        confidence=max(shares.values()),
+        abstained="unclear" in text,
+        threshold=0.6,
+    )
+
+
 def mentions_in(text: str) -> tuple[MentionAnswer, ...]:
     matches = re.finditer("(?P<disease>asthma|lung cancer|cancer)|(?P<drug>aspirin)", text)
     return tuple(
@@ -188,8 +273,10 @@ def mentions_in(text: str) -> tuple[MentionAnswer, ...]:
     )
 
 
-def api(service: Service, digests: frozenset[str] | None = None) -> FastAPI:
-    return make_api(service, Limits(), digests)
+def api(
+    service: Service, digests: frozenset[str] | None = None, *, limits: Limits | None = None
+) -> FastAPI:
+    return make_api(service, limits or Limits(), digests)
 
 
 @contextmanager

@@ -33,13 +33,27 @@ from medray.runtime.cluster import free_port
 from medray.serving import front, ingress, replica
 from medray.serving.ingress import Ingress
 from medray.serving.replica import ReleaseReplica
-from medray.serving.schemas import CHAT_PATH, AppOptions
+from medray.serving.schemas import CHAT_PATH, DECISIONS_PATH, AppOptions
 from medray.serving.vllm import ReleaseGroup
 
 ROOT = Path(medray.__file__).parent
 VALUES = ("types.py", "errors.py")  # values of every room, which are no step of a request
 REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {  # the kind of the tiny checkpoint, and the body
     "/v1/classify": ("study", {"text": "tumour in the lung"}),
+    DECISIONS_PATH: (
+        "study",
+        {
+            "input": "tumour in the lung",
+            "questions": [
+                {
+                    "type": "choice",
+                    "name": "label",
+                    "instructions": "Is it about cancer?",
+                    "choices": [{"value": "cancer"}, {"value": "other"}],
+                }
+            ],
+        },
+    ),
     CHAT_PATH: (
         "instruct",
         {"messages": [{"role": "user", "content": "glucose"}], "max_tokens": 4},

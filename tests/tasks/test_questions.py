@@ -116,7 +116,7 @@ def test_a_generated_answer_without_a_label_abstains() -> None:
 def test_a_question_is_matched_by_its_name_or_its_text_with_its_options(
     question: Question,
 ) -> None:
-    assert match(CLASSES, [question]) == list(questions_of(CLASSES))
+    assert match(questions_of(CLASSES), [question]) == list(questions_of(CLASSES))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_a_question_that_the_release_was_not_trained_for_is_refused_with_those_i
     question: Question,
 ) -> None:
     with pytest.raises(QuestionError) as error:
-        match(CLASSES, [*questions_of(CLASSES), question])
+        match(questions_of(CLASSES), [*questions_of(CLASSES), question])
     assert str(error.value) == (
         "questions.1: this release does not answer it; it answers "
         'choice "label" (benign, malignant)'
@@ -142,7 +142,7 @@ def test_a_question_that_the_release_was_not_trained_for_is_refused_with_those_i
 
 def test_a_predicate_without_a_known_name_and_without_instructions_is_refused() -> None:
     with pytest.raises(QuestionError, match='predicate "asthma"; predicate "fever"'):
-        match(FINDINGS, [predicate("cough")])
+        match(questions_of(FINDINGS), [predicate("cough")])
 
 
 def test_a_refusal_of_a_release_with_many_labels_is_short() -> None:
@@ -150,7 +150,7 @@ def test_a_refusal_of_a_release_with_many_labels_is_short() -> None:
         ClassificationOptions(name="classification"), tuple(f"label {n}" for n in range(500))
     )
     with pytest.raises(QuestionError) as error:
-        match(many, [predicate("cough")])
+        match(questions_of(many), [predicate("cough")])
     assert str(error.value).endswith("label 11, 488 more)")
 
 
@@ -158,7 +158,7 @@ def test_a_task_without_labels_answers_no_question() -> None:
     tagging = Tagging.__new__(Tagging)
     assert questions_of(tagging) == ()
     with pytest.raises(QuestionError, match="it answers no questions"):
-        match(tagging, [predicate("cough")])
+        match((), [predicate("cough")])
 
 
 # A task that was trained on questions, as far as answers need it.
@@ -206,7 +206,7 @@ def test_a_task_of_questions_reads_its_own_wording_and_any_question_where_it_tak
     assert [answer.name for answer in decisions.answers] == ["danger", "ward"]
     assert decisions.answers[1].values == ("surgery", "medicine")
     with pytest.raises(QuestionError, match=r"questions\.1: .* answers predicate .urgent."):
-        match(triage(False), [same, other])
+        decide(triage(False), AS_IT_IS, predict, "a note", [same, other])
 
 
 # How concentrated probabilities are.

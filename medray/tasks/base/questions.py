@@ -50,17 +50,14 @@ def questions_of(task: Task) -> tuple[Question, ...]:
     return (Question(LABEL, "choice", "Which label does the text have?", labels),)
 
 
-def takes_any_question(task: Task) -> bool:
-    return isinstance(task, QuestionTask) and task.takes_any_question
-
-
-def match(task: Task, questions: Sequence[Question]) -> list[Question]:
-    """Return the task's own question for each one: that of the same name and options, or that of
+def match(
+    own: Sequence[Question], questions: Sequence[Question], *, is_open: bool = False
+) -> list[Question]:
+    """Return a release's own question for each one: that of the same name and options, or that of
     the same instructions and options. Options may be in any order.
 
-    A task that takes any question keeps those that it was not trained for; another task raises.
-    A question without instructions matches the only one with its options."""
-    own = questions_of(task)
+    Where there is none, raise, or return the question itself if the release takes any. A question
+    without instructions matches the only one with its options."""
     by_name = {(question.name, *_values(question)): question for question in own}
     by_text = {(_plain(question), *_values(question)): question for question in own}
     by_values: dict[Values, list[Question]] = {}
@@ -72,7 +69,7 @@ def match(task: Task, questions: Sequence[Question]) -> list[Question]:
         entry = by_name.get((question.name, *values)) or by_text.get((_plain(question), *values))
         if entry is None and not _plain(question) and len(by_values.get(values, ())) == 1:
             (entry,) = by_values[values]
-        if entry is None and not takes_any_question(task):
+        if entry is None and not is_open:
             raise QuestionError(
                 f"questions.{place}: this release does not answer it; it answers {_listing(own)}"
             )
@@ -89,7 +86,8 @@ def decide(
 ) -> Decisions:
     """Answer questions about a text; `predict` returns calibrated predictions of rows. Each answer
     has its question's name and order of options."""
-    own = match(task, questions)
+    is_open = isinstance(task, QuestionTask) and task.takes_any_question
+    own = match(questions_of(task), questions, is_open=is_open)
     if isinstance(task, QuestionTask):
         rows = predict(task.question_rows(text, own))
         answers = task.read_answers(rows, own)
