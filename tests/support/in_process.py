@@ -5,8 +5,11 @@ It supports early stops, failures, a full disk and interrupts. Tests of processe
 Ray."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
+import pytest
 from support.watcher import RecordingWatcher
 
 from medray.config.study import StudyConfig
@@ -44,6 +47,12 @@ def run(
         call=call,
         **options,
     )
+
+
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace Ray in the studies that commands of this process run."""
+    monkeypatch.setattr("medray.runtime.cluster.start_cluster", lambda: nullcontext(CLUSTER))
+    monkeypatch.setattr(studies, "run", partial(studies.run, launch=launch, call=call))
 
 
 def launch(session: Session, placements: Sequence[Placement]) -> None:
