@@ -92,7 +92,29 @@ class MentionsAnswer:
         return tuple(dict.fromkeys(mention.kind for mention in self.mentions))
 
 
+@dataclass(frozen=True)
+class DecisionAnswer:
+    """The answer to a typed question. Its type is predicate, choice, score, or refusal where the
+    release abstains; the other fields are those of its type."""
+
+    type: str
+    name: str | None
+    answer_confidence: float  # the calibrated chance that the release's own answer is right
+    threshold: float | None = None  # of answer_confidence
+    probability: float | None = None  # that a predicate is true
+    decision: bool | None = None  # whether the release takes a predicate for true
+    choice: str | bool | None = None
+    score: float | None = None  # the expected level
+    confidence: float | None = None  # how concentrated the probabilities are
+    probabilities: Mapping[str | bool, float] = field(default_factory=dict)
+
+    @property
+    def abstained(self) -> bool:
+        return self.type == "refusal"
+
+
 Answer = TypeVar("Answer", LabelAnswer, ChoiceAnswer, MentionsAnswer)
+Questions = Sequence[Mapping[str, Any]]  # each as /v1/decisions takes it
 Messages = Sequence[Mapping[str, str]]  # each with a role (system, user, assistant) and its content
 _CHAT = "/v1/chat/completions"
 
@@ -111,6 +133,15 @@ class Reply(Generic[Answer]):
     version: int
     predictions: tuple[Answer, ...]  # one per text, in order
     disclaimer: str | None = None
+
+
+@dataclass(frozen=True)
+class DecisionReply:
+    release: str
+    version: int
+    answers: tuple[DecisionAnswer, ...]  # one per question, in order
+    input_tokens: int
+    disclaimer: str
 
 
 @dataclass(frozen=True)
@@ -147,6 +178,37 @@ class Client:
 
     def extract(self, texts: Sequence[str], *, model: str | None = None) -> Reply[MentionsAnswer]:
         return self._predict("/v1/extract", texts, model, _mentions)
+
+    def decide(
+        self, text: str, questions: Questions = (), *, model: str | None = None
+    ) -> DecisionReply:
+        """Answer typed questions about a text. They have the form of `/v1/decisions`; by default
+        they are those that the release was trained for."""
+        body = self._call(
+            "/v1/decisions",
+            {
+                "input": text,
+                "questions": list(questions or self.questions(model)),
+                **({"model": model} if model else {}),
+            },
+        )
+        return DecisionReply(
+            body["release"],
+            body["version"],
+            tuple(map(_decision, body["answers"])),
+            body["usage"]["input_tokens"],
+            body["disclaimer"],
+        )
+
+    def questions(self, model: str | None = None) -> list[dict[str, Any]]:
+        """Return the questions that a release was trained for, as `decide` takes them."""
+        for release in self._call("/v1/releases")["data"]:
+            if model in (None, release["id"], release["release"]) and release["request"]:
+                questions: list[dict[str, Any]] = release["request"]["questions"]
+                return questions
+        raise ServingError(
+            f"{self.url}: {model or 'the service'} has no questions; name a release with labels"
+        )
 
     def chat(self, messages: Messages, *, model: str | None = None, **settings: Any) -> ChatReply:
         """Return the answer to the last message. The settings are the route's: max_tokens,
@@ -252,6 +314,14 @@ def _mentions(answer: Mapping[str, Any]) -> MentionsAnswer:
     return MentionsAnswer(
         mentions=tuple(MentionAnswer(**mention) for mention in answer["mentions"])
     )
+
+
+def _decision(answer: Mapping[str, Any]) -> DecisionAnswer:
+    probabilities = {
+        one["label"] if "label" in one else one["value"]: one["probability"]
+        for one in answer.get("probabilities", ())
+    }
+    return DecisionAnswer(**{**answer, "probabilities": probabilities})
 
 
 def _chat_reply(

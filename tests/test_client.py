@@ -3,9 +3,11 @@
 import subprocess
 import sys
 
+import pytest
 from support import fake_service
 
 from medray.client import ChoiceAnswer, Client, LabelAnswer, MentionAnswer, MentionsAnswer
+from medray.errors import ServingError
 
 
 def test_an_answer_is_read_as_the_service_wrote_it() -> None:
@@ -35,6 +37,35 @@ def test_an_answer_is_read_as_the_service_wrote_it() -> None:
         for answer in mentions.predictions
         for mention in answer.mentions
     )
+
+
+def test_decisions_are_read_with_the_fields_of_their_type() -> None:
+    with fake_service.running(fake_service.api(fake_service.Service())) as url:
+        client = Client(url)
+        label = {
+            "type": "choice",
+            "name": "label",
+            "instructions": "Is it about cancer?",
+            "choices": [{"value": "no cancer"}, {"value": "cancer"}],
+        }
+        choice = client.decide("a text", [label], model="cancer")
+        predicates = client.decide("high fever", model="findings@best")
+        unclear = client.decide("an unclear text", model="cancer@best")
+    (answer,) = choice.answers
+    assert (choice.release, choice.version, choice.input_tokens) == ("cancer", 3, 2)
+    assert (answer.type, answer.name, answer.choice) == ("choice", "label", "no cancer")
+    assert answer.probabilities == pytest.approx({"no cancer": 2 / 3, "cancer": 1 / 3})
+    assert [(one.name, one.decision, one.probability) for one in predicates.answers] == [
+        ("asthma", False, 0.1),
+        ("fever", True, 0.9),
+    ]
+    assert [one.abstained for one in unclear.answers] == [True]
+
+
+def test_a_release_without_questions_is_named() -> None:
+    with fake_service.running(fake_service.api(fake_service.Service())) as url:
+        with pytest.raises(ServingError, match="diseases@1 has no questions; name a release"):
+            Client(url).decide("a text", model="diseases@1")
 
 
 def test_the_client_imports_the_standard_library_alone() -> None:
