@@ -199,7 +199,7 @@ def tutorial(
         output_dir=f"{folder}/hf",
         per_device_train_batch_size=train.samples_per_step,
         num_train_epochs=train.epochs,
-        learning_rate=train.learning_rate,
+        learning_rate=train.peak_rate,
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         lr_scheduler_type=train.schedule,

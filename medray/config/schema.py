@@ -232,4 +232,6 @@ def _fields_at(model: type[BaseModel], loc: Location) -> list[str]:
                 ),
                 at,
             )
-    return list(at.model_fields) if isinstance(at, type) and issubclass(at, BaseModel) else []
+    if not (isinstance(at, type) and issubclass(at, BaseModel)):
+        return []
+    return [field.alias or name for name, field in at.model_fields.items()]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_serializer, model_validator
+from pydantic import ConfigDict, Field, model_serializer, model_validator
 
 from medray.config.schema import Section
 
@@ -86,8 +86,14 @@ class TieConfig(Section):
 class SearchConfig(Section):
     """Which trials a study runs, and which of them it stops early."""
 
-    algorithm: Literal["random", "grid", "optuna"] = Field(
-        "random", description="how settings are drawn; optuna is TPE"
+    # `from` is a word of Python.
+    model_config = ConfigDict(serialize_by_alias=True)
+    algorithm: Literal["auto", "random", "grid", "optuna"] = Field(
+        "auto",
+        description=(
+            "how settings are drawn: auto tries learning rates around the best guess for the base "
+            "model, or is random where there is a space; optuna is TPE"
+        ),
     )
     space: dict[str, Axis] = Field(
         {}, description="dotted trial settings and the values they may take"
@@ -95,7 +101,18 @@ class SearchConfig(Section):
     num_trials: int | None = Field(
         None,
         ge=1,
-        description="draws for each base model, 1 where not given; a grid runs each of its points",
+        description=(
+            "draws for each base model; where not given, 6 learning rates, or 1 draw from a space; "
+            "a grid runs each of its points"
+        ),
+    )
+    from_run: str | None = Field(
+        None,
+        alias="from",
+        description=(
+            "run of an earlier study of the same task; the best settings of each base model there "
+            "are the first guess here"
+        ),
     )
     num_epochs: float | None = Field(
         None, gt=0, description="stop when the trials have trained this many epochs together"
@@ -108,10 +125,21 @@ class SearchConfig(Section):
             "evaluation"
         ),
     )
-    scheduler: Literal["none", "asha"] = Field(
-        "none", description="asha stops a trial whose figure is not among the best at its rung"
+    scheduler: Literal["auto", "none", "asha"] = Field(
+        "auto",
+        description=(
+            "asha stops a trial that is not among the best at its rung, by validation loss where "
+            "the task has one; auto is asha for learning rates of algorithm auto, and else none"
+        ),
     )
-    grace_epochs: float = Field(1, gt=0, description="asha: the first rung")
+    grace_epochs: float | None = Field(
+        None,
+        gt=0,
+        description=(
+            "asha: the first rung; where not given, the first epoch after 50 steps and the "
+            "warm-up, or for many rows a third, a ninth or a 27th of an epoch"
+        ),
+    )
     reduction_factor: float = Field(
         3, gt=1, description="asha: one of so many goes on, and rungs lie this factor apart"
     )
@@ -155,11 +183,18 @@ class SearchConfig(Section):
                 )
         if self.algorithm == "optuna":
             check_optuna(self.space)
-        names = {"grace_epochs", "reduction_factor"} & self.model_fields_set
-        if self.scheduler == "none" and any(
-            getattr(self, name) != SearchConfig.model_fields[name].default for name in names
-        ):
-            raise ValueError(f"scheduler none and {', '.join(sorted(names))}: only asha has rungs")
+        if self.algorithm == "grid" and self.from_run is not None:
+            raise ValueError(
+                "algorithm grid and from: a grid runs every point; leave one of them out"
+            )
+        names = [] if self.grace_epochs in (None, 1) else ["grace_epochs"]  # 1: an earlier default
+        if self.reduction_factor != SearchConfig.model_fields["reduction_factor"].default:
+            names.append("reduction_factor")
+        if names and self.scheduler != "asha" and (self.scheduler == "none" or self.space):
+            raise ValueError(
+                f"scheduler {self.scheduler} and {', '.join(names)}: only asha has rungs; set "
+                "scheduler to asha"
+            )
         return self
 
 

@@ -24,6 +24,9 @@ from medray.config.trial import (
 )
 from medray.errors import ConfigError
 
+LEARNING_RATE = "train.learning_rate"
+_NUM_RATES = 6
+
 
 class CalibrationConfig(Section):
     """What is fitted on validation rows after the search, for the release to obey."""
@@ -147,7 +150,7 @@ class StudyConfig(Section):
                     f"base model {base.source}: num_trials and search.algorithm grid: a grid has "
                     "as many trials as points"
                 )
-            if base.num_trials not in (None, 1) and not self.space(base):
+            if base.num_trials not in (None, 1) and not self.has_search(base):
                 raise ValueError(
                     f"base model {base.source}: num_trials {base.num_trials} and nothing to "
                     "search: its trials would be equal"
@@ -161,10 +164,12 @@ class StudyConfig(Section):
                     f"base model {base.source}: space {', '.join(endless)} and search.algorithm "
                     "grid: choice and grid axes only"
                 )
-        if self.search.num_trials not in (None, 1) and not any(map(self.space, self.base_models)):
+        if self.search.num_trials not in (None, 1) and not any(
+            map(self.has_search, self.base_models)
+        ):
             raise ValueError(
                 f"search.num_trials {self.search.num_trials} and no search.space: the trials "
-                "would be equal"
+                "would be equal; leave train.learning_rate to search.algorithm auto"
             )
         if self.data.split.is_pooled and self.search.num_seeds > 1:
             raise ValueError(
@@ -181,6 +186,27 @@ class StudyConfig(Section):
             for path, axis in {**self.search.space, **base.space}.items()
             if path not in base.overrides
         }
+
+    def tries_rates(self, base: BaseModelConfig) -> bool:
+        """Return whether algorithm auto tries learning rates for a base model. What is set is not
+        searched."""
+        return (
+            self.search.algorithm == "auto"
+            and not self.space(base)
+            and base.overrides.get(LEARNING_RATE, self.train.learning_rate) is None
+        )
+
+    def has_search(self, base: BaseModelConfig) -> bool:
+        return bool(self.space(base)) or self.tries_rates(base)
+
+    def uses_asha(self, base: BaseModelConfig) -> bool:
+        scheduler = self.search.scheduler
+        return scheduler == "asha" or (scheduler == "auto" and self.tries_rates(base))
+
+    def num_draws(self, base: BaseModelConfig) -> int:
+        """Return the number of draws for a base model, each of which is a trial or more."""
+        default = _NUM_RATES if self.tries_rates(base) else 1
+        return base.num_trials or self.search.num_trials or default
 
     def trial(self, base: BaseModelConfig, sample: Mapping[str, Any] | None = None) -> TrialConfig:
         """Return the trial of one base model: the study's sections, the base's overrides, then a

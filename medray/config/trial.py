@@ -12,6 +12,7 @@ from medray.config.schema import Plugin, PluginOptions, Section
 
 Precision = Literal["fp32", "bf16", "fp16"]  # arithmetic of a model
 PrecisionChoice = Literal["auto", Precision]
+_PEAK_RATE = 5e-4
 
 
 class SplitConfig(Section):
@@ -160,9 +161,16 @@ class TrainConfig(Section):
         ge=1,
         description="tokens of a micro-batch, padding included; sets memory, not results",
     )
-    learning_rate: float = Field(5e-4, gt=0, description="peak rate of AdamW")
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description=(
+            "peak rate of AdamW; where not given, search.algorithm auto tries several, and other "
+            "trials take 5e-4"
+        ),
+    )
     head_learning_rate: float | None = Field(
-        None, gt=0, description="learning_rate where not given"
+        None, gt=0, description="peak rate of the head; that of the adapter where not given"
     )
     weight_decay: float = Field(0.01, ge=0, description="decay of the weights per step, by AdamW")
     schedule: Literal["constant", "linear", "cosine"] = "linear"
@@ -203,6 +211,10 @@ class TrainConfig(Section):
             )
         plugins.find("training.strategies", self.strategy)
         return self
+
+    @property
+    def peak_rate(self) -> float:
+        return self.learning_rate or _PEAK_RATE
 
 
 class ResourcesConfig(Section):

@@ -19,11 +19,7 @@ def first_study(sketch: Sketch, file: str, positive: str | None) -> str:
     """Return the YAML of a study, with comments; it is valid as it stands."""
     task = _task(sketch, positive)
     path = sketch.options.model_dump(mode="json")["path"]
-    base, rates = (
-        (LANGUAGE_MODEL, "[1.0e-4, 1.0e-3]")
-        if sketch.has_answers
-        else (BASE_MODEL, "[5.0e-4, 4.0e-3]")
-    )
+    base = LANGUAGE_MODEL if sketch.has_answers else BASE_MODEL
     budget = "  token_budget: 1024  # of a micro-batch: sets memory (see medray plan), not results"
     lines = [
         *_heading(sketch, file),
@@ -35,12 +31,14 @@ def first_study(sketch: Sketch, file: str, positive: str | None) -> str:
         "train:",
         f"  epochs: {8 if sketch.has_mentions else 3}",
         *([budget] if sketch.has_answers else []),
-        "search:",
-        "  num_trials: 6  # per base model",
-        "  scheduler: asha  # stops trials that are not among the best so far",
-        "  space:",
-        f"    train.learning_rate: {{loguniform: {rates}}}",
-        "    lora.r: {choice: [8, 16, 32]}",
+        "# Six learning rates per base model are tried, and those that fall behind are stopped. To",
+        "# search other settings instead:",
+        "# search:",
+        "#   num_trials: 8",
+        "#   scheduler: asha",
+        "#   space:",
+        "#     train.learning_rate: {loguniform: [2.0e-4, 2.0e-3]}",
+        "#     lora.r: {choice: [8, 16, 32]}",
         f"publish: {{name: {_value(_name(path))}, alias: best}}",
     ]
     text = "\n".join(lines) + "\n"

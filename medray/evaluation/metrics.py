@@ -159,8 +159,11 @@ def names(multi_label: bool, binary: bool) -> list[str]:
     ]
 
 
+LOSSES = ("log_loss", "perplexity")
+
+
 def higher_is_better(name: str) -> bool:
-    return name not in ("log_loss", "perplexity")
+    return name not in LOSSES
 
 
 def check_positive(labels: Sequence[str], positive: str | None) -> None:

@@ -1,6 +1,7 @@
 """The head of a report with the winner, and the sections on the study's setup and on sample
 prompts."""
 
+from medray.config.study import LEARNING_RATE
 from medray.evaluation.leaderboard import Pairing
 from medray.reports.blocks import (
     Fact,
@@ -150,8 +151,17 @@ def study(data: StudyData) -> ReportSection:
     )
     rows = data.audit.get("splits") or board.num_rows
     source = getattr(config.data.format, "path", "")
-    search = config.search
-    axes = list(dict.fromkeys(path for base in config.base_models for path in config.space(base)))
+    tries_rates = any(map(config.tries_rates, config.base_models))
+    algorithm = "learning rates" if tries_rates else config.search.algorithm
+    algorithm = "random" if algorithm == "auto" else algorithm
+    scheduler = "asha" if any(map(config.uses_asha, config.base_models)) else "none"
+    axes = list(
+        dict.fromkeys(
+            path
+            for base in config.base_models
+            for path in config.space(base) or config.tries_rates(base) * [LEARNING_RATE]
+        )
+    )
     lines = [
         ("Task", config.task.name + (f": {labels}" if labels else "")),
         ("Metric", f"{data.metric_name} on validation rows"),
@@ -160,7 +170,7 @@ def study(data: StudyData) -> ReportSection:
         ("Base models", join_names([base.source for base in config.base_models])),
         (
             "Search",
-            f"{search.algorithm}, scheduler {search.scheduler}, {count(len(data.trials), 'trial')}",
+            f"{algorithm}, scheduler {scheduler}, {count(len(data.trials), 'trial')}",
         ),
         (
             "Search space",

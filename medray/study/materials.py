@@ -35,6 +35,9 @@ class Materials:
             self._datasets[key] = datasets.load(data, self._bring)
         return self._datasets[key]
 
+    def steps_per_epoch(self, config: TrialConfig) -> int:
+        return -(-len(self.dataset(config.data).train) // config.train.samples_per_step)
+
     def prepared(self, config: TrialConfig) -> Path:
         """Return the path of a trial's prepared rows. Raise the same error again for each trial
         whose rows cannot be prepared."""

@@ -22,8 +22,8 @@ from medray.models import quantization, sources
 from medray.models.architecture import check_targets, num_adapter_weights
 from medray.storage import files
 from medray.storage.store import open_store
+from medray.study import guesses, search
 from medray.study import resume as resumes
-from medray.study import search
 from medray.study.run import latest, study_dir
 from medray.tasks.base import protocol as tasks
 from medray.tasks.base.protocol import needs_of
@@ -38,14 +38,13 @@ def check(study: StudyConfig, *, resume: bool = False, with_data: bool = False) 
     """Raise one ConfigError that lists each mistake. `with_data` also reads the rows, as the start
     of a study does."""
     mistakes = [*formats.check(study.data.format), *_storage(study), *_references(study)]
+    mistakes += [] if resume else guesses.check(study)
     try:
         tasks.task_options(study.task).samples()
     except ConfigError as err:
         mistakes.append(str(err))
-    if study.data.corrections and not Path(study.data.corrections).is_file():
-        mistakes.append(
-            f"data.corrections: there is no file {study.data.corrections}; correct the path"
-        )
+    if (path := study.data.corrections) and not Path(path).is_file():
+        mistakes.append(f"data.corrections: there is no file {path}; correct the path")
     if study.mlflow and util.find_spec("mlflow") is None:
         mistakes.append(
             "mlflow: MLflow is not installed; pip install 'medray[mlflow]', or remove the section"

@@ -80,7 +80,7 @@ class Repeats:
         assert proposal.of is not None
         self._of[trial] = proposal.of
 
-    def observe(self, trial: str, epochs: float, value: float) -> bool:
+    def observe(self, trial: str, epochs: float, metrics: Mapping[str, float]) -> bool:
         return epochs < self.limits.get(self._of[trial], float("inf"))
 
     def complete(self, trial: str, settings: dict[str, object], *, is_failure: bool) -> None:

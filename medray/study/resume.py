@@ -26,7 +26,7 @@ _MOST_NAMES = 6  # in the error message
 
 def check_settings(old: StudyConfig, new: StudyConfig, where: str) -> None:
     """Raise a ConfigError that names each changed setting that a resume may not change."""
-    before, after = (dict(leaves(study.model_dump(mode="json"))) for study in (old, new))
+    before, after = (dict(leaves(_settings(study))) for study in (old, new))
     changes = [
         name for name in {**before, **after} if not _is_same(before.get(name), after.get(name))
     ]
@@ -47,11 +47,25 @@ def check_settings(old: StudyConfig, new: StudyConfig, where: str) -> None:
     )
 
 
+def _settings(study: StudyConfig) -> dict[str, Any]:
+    """Return the settings, with what `auto` stands for where that does not depend on the base
+    model. An earlier medray stored it so."""
+    raw = study.model_dump(mode="json")
+    search, tries_rates = raw["search"], any(map(study.tries_rates, study.base_models))
+    if not tries_rates:
+        search["algorithm"] = search["algorithm"].replace("auto", "random")
+        search["scheduler"] = search["scheduler"].replace("auto", "none")
+        raw["train"]["learning_rate"] = study.train.peak_rate
+    if search["scheduler"] == "none":
+        search["grace_epochs"] = None
+    return raw
+
+
 def wants_more(old: StudyConfig, new: StudyConfig) -> bool:
     """Return whether a finished study has trials left to train or evaluate."""
 
     def num_trials(study: StudyConfig) -> list[int]:
-        return [base.num_trials or study.search.num_trials or 1 for base in study.base_models]
+        return [study.num_draws(base) for base in study.base_models]
 
     def budget(value: float | None) -> float:
         return float("inf") if value is None else value

@@ -7,11 +7,14 @@ import hashlib
 import itertools
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
 
 from medray.config.search import Axis
+from medray.config.study import LEARNING_RATE
+from medray.study.rates import rate_of
 
 _REDRAWS = 50  # attempts at a new configuration; then the space counts as exhausted
 
@@ -32,12 +35,19 @@ class Sampler(Protocol):
 
 
 def make(
-    algorithm: str, space: Mapping[str, Axis], num_trials: int, *, seed: int, base_model: str
+    algorithm: str,
+    space: Mapping[str, Axis],
+    num_trials: int,
+    *,
+    seed: int,
+    base_model: str,
+    guess: Mapping[str, Any] = MappingProxyType({}),
 ) -> Sampler:
+    """Return a sampler of a space. Its first draw takes the values of `guess`."""
     if not space:
         return GridAndRandom({}, 1, seed=seed, base_model=base_model)
     if algorithm == "optuna":
-        return Optuna(space, num_trials, seed=seed, base_model=base_model)
+        return Optuna(space, num_trials, seed=seed, base_model=base_model, guess=guess)
     if algorithm == "grid":
         return GridAndRandom(
             {path: Axis(grid=axis.values) for path, axis in space.items()},
@@ -45,16 +55,36 @@ def make(
             seed=seed,
             base_model=base_model,
         )
-    return GridAndRandom(space, num_trials, seed=seed, base_model=base_model)
+    return GridAndRandom(space, num_trials, seed=seed, base_model=base_model, guess=guess)
+
+
+class LearningRates:
+    """Spaces learning rates evenly on a log scale, the best guess first."""
+
+    def __init__(self, first: float, num_trials: int) -> None:
+        self.first, self.num_trials = first, num_trials
+
+    def draw(self, number: int) -> dict[str, Any] | None:
+        return {LEARNING_RATE: rate_of(self.first, number)}
+
+    def tell(self, settings: Mapping[str, Any], value: float | None) -> None:
+        """Ignore the score: these draws do not depend on scores."""
 
 
 class GridAndRandom:
     """Crosses the grid axes and draws the other axes `num_draws` times per point of the grid."""
 
     def __init__(
-        self, space: Mapping[str, Axis], num_draws: int, *, seed: int, base_model: str
+        self,
+        space: Mapping[str, Axis],
+        num_draws: int,
+        *,
+        seed: int,
+        base_model: str,
+        guess: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.space, self.seed, self.base_model = dict(space), seed, base_model
+        self.guess = guess
         grid = {path: axis.values for path, axis in self.space.items() if axis.kind == "grid"}
         self.points = [
             dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
@@ -78,6 +108,8 @@ class GridAndRandom:
                 path: point[path] if path in point else _value(axis, rng)
                 for path, axis in self.space.items()
             }
+            if number == 0:
+                settings |= self.guess
             if settings not in self._draws:
                 return settings
         return None
@@ -87,7 +119,13 @@ class Optuna:
     """Optuna's TPE, through its ask-and-tell interface."""
 
     def __init__(
-        self, space: Mapping[str, Axis], num_trials: int, *, seed: int, base_model: str
+        self,
+        space: Mapping[str, Axis],
+        num_trials: int,
+        *,
+        seed: int,
+        base_model: str,
+        guess: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         import optuna
 
@@ -96,6 +134,7 @@ class Optuna:
         self.seed, self.base_model = seed, base_model
         self.study = optuna.create_study(direction="maximize")
         self.distributions = {path: _distribution(axis) for path, axis in space.items()}
+        self.guess = dict(guess)
         self._open: list[tuple[dict[str, Any], Any]] = []
 
     def draw(self, number: int) -> dict[str, Any] | None:
@@ -106,6 +145,8 @@ class Optuna:
             seed=_seed(self.seed, f"{self.base_model}:{number}") % 2**32,
             n_startup_trials=max(3, min(10, self.num_trials // 3)),
         )
+        if number == 0 and self.guess:
+            self.study.enqueue_trial(self.guess)
         trial = self.study.ask(self.distributions)
         settings = dict(trial.params)
         self._open.append((settings, trial))

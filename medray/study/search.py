@@ -6,16 +6,18 @@ models share one budget."""
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from medray.config.search import SearchConfig
-from medray.config.study import BaseModelConfig, StudyConfig
-from medray.evaluation.metrics import higher_is_better
+from medray.config.study import LEARNING_RATE, BaseModelConfig, StudyConfig
+from medray.evaluation.metrics import LOSSES, higher_is_better
 from medray.records import TrialRecord
 from medray.study import samplers
-from medray.study.samplers import Sampler
+from medray.study.early_stop import Patience, Rungs, first_rung
+from medray.study.samplers import LearningRates, Sampler
+
+_PATIENCE = 2  # evaluations without progress
 
 
 @dataclass(frozen=True)
@@ -61,37 +63,9 @@ class Plan(Protocol):
 
     def begin(self, trial: str, proposal: Proposal) -> None: ...
 
-    def observe(self, trial: str, epochs: float, value: float) -> bool: ...
+    def observe(self, trial: str, epochs: float, metrics: Mapping[str, float]) -> bool: ...
 
     def complete(self, trial: str, settings: dict[str, Any], *, is_failure: bool) -> None: ...
-
-
-@dataclass
-class Rungs:
-    """Asynchronous successive halving: at each rung, a trial stops unless it is among the best so
-    far."""
-
-    grace_epochs: float
-    reduction_factor: float
-    values: dict[float, dict[str, float]] = field(default_factory=dict)  # by rung and trial
-
-    def goes_on(self, trial: str, epochs: float, value: float) -> bool:
-        rung = self._rung(epochs)
-        if rung is None or trial in self.values.get(rung, {}):
-            return True
-        values = self.values.setdefault(rung, {})
-        values[trial] = -math.inf if math.isnan(value) else value
-        better = sum(other > values[trial] for other in values.values())
-        return better < max(1, math.floor(len(values) / self.reduction_factor))
-
-    def _rung(self, epochs: float) -> float | None:
-        """Return the highest rung at or below this many epochs."""
-        if epochs < self.grace_epochs:
-            return None
-        steps = math.floor(
-            math.log(epochs / self.grace_epochs) / math.log(self.reduction_factor) + 1e-9
-        )
-        return self.grace_epochs * self.reduction_factor**steps
 
 
 @dataclass
@@ -100,6 +74,8 @@ class _Child:
 
     sampler: Sampler
     rungs: Rungs | None
+    compares_losses: bool
+    patience: Patience = field(default_factory=lambda: Patience(_PATIENCE))
     num_proposed: int = 0
     is_exhausted: bool = False
 
@@ -113,8 +89,19 @@ class _Child:
 
 
 class Search:
+    """Proposes trials and stops them early.
+
+    `guesses` has the settings to try first of each base model, and `steps_per_epoch` its steps in
+    an epoch; without these, a trial can be stopped from its first epoch on."""
+
     def __init__(
-        self, study: StudyConfig, metric: str, *, clock: Callable[[], float] = time.monotonic
+        self,
+        study: StudyConfig,
+        metric: str,
+        *,
+        guesses: Sequence[Mapping[str, Any]] = (),
+        steps_per_epoch: Sequence[int] = (),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.search, self.metric, self.clock = study.search, metric, clock
         self.spent_s = 0.0  # seconds of earlier processes of this study
@@ -125,16 +112,12 @@ class Search:
         self._best: dict[str, float] = {}
         self._children = [
             _Child(
-                samplers.make(
-                    self.search.algorithm,
-                    study.space(base),
-                    base.num_trials or self.search.num_trials or 1,
-                    seed=study.seed,
-                    base_model=base.source,
-                ),
-                _rungs(self.search),
+                _sampler(study, base, guesses[at] if guesses else {}),
+                _rungs(study, base, steps_per_epoch[at] if steps_per_epoch else 0),
+                # Losses of different tasks, such as with other class weights, do not compare.
+                not any(path.startswith("task.") for path in study.space(base)),
             )
-            for base in study.base_models
+            for at, base in enumerate(study.base_models)
         ]
 
     @property
@@ -202,15 +185,33 @@ class Search:
         self._base_of[trial] = proposal.base
         self.epochs.setdefault(trial, 0.0)
 
-    def observe(self, trial: str, epochs: float, value: float) -> bool:
+    def observe(self, trial: str, epochs: float, metrics: Mapping[str, float]) -> bool:
         """Record an evaluation. Return whether the trial goes on."""
-        value = value if higher_is_better(self.metric) else -value
+        value = metrics[self.metric] * (1 if higher_is_better(self.metric) else -1)
         self.epochs[trial] = max(self.epochs[trial], epochs)
         if not math.isnan(value):
             self._best[trial] = max(self._best.get(trial, -math.inf), value)
-        rungs = self._children[self._base_of[trial]].rungs
-        goes_on = rungs is None or rungs.goes_on(trial, epochs, value)
+        goes_on = self._goes_on(trial, epochs, value, metrics)
         return goes_on and not self.is_over_budget
+
+    def _goes_on(
+        self, trial: str, epochs: float, value: float, metrics: Mapping[str, float]
+    ) -> bool:
+        child = self._children[self._base_of[trial]]
+        if child.rungs is None:
+            return True
+        loss = next((metrics[name] for name in LOSSES if name in metrics), None)
+        # Two trials differ by less chance in their losses than in their F1.
+        at_rung = -loss if loss is not None and child.compares_losses else value
+        goes_on = child.rungs.goes_on(trial, epochs, at_rung)
+        if loss is None or child.sampler.num_trials == 1 or epochs < child.rungs.grace_epochs:
+            return goes_on
+        return child.patience.goes_on(trial, loss, value) and goes_on
+
+    def early_rungs(self, base: int) -> tuple[float, ...]:
+        """Return the rungs of a base model inside its first epoch."""
+        rungs = self._children[base].rungs
+        return rungs.below(1.0) if rungs else ()
 
     def complete(self, trial: str, settings: dict[str, Any], *, is_failure: bool) -> None:
         if is_failure:
@@ -219,22 +220,46 @@ class Search:
         self._children[self._base_of[trial]].sampler.tell(settings, best)
 
 
-def _rungs(search: SearchConfig) -> Rungs | None:
-    return (
-        Rungs(search.grace_epochs, search.reduction_factor) if search.scheduler == "asha" else None
+def _sampler(study: StudyConfig, base: BaseModelConfig, guess: Mapping[str, Any]) -> Sampler:
+    if study.tries_rates(base):
+        first = guess.get(LEARNING_RATE, study.train.peak_rate)
+        return LearningRates(float(first), study.num_draws(base))
+    return samplers.make(
+        study.search.algorithm,
+        study.space(base),
+        study.num_draws(base),
+        seed=study.seed,
+        base_model=base.source,
+        guess=guess,
     )
+
+
+def _rungs(study: StudyConfig, base: BaseModelConfig, steps_per_epoch: int) -> Rungs | None:
+    search = study.search
+    if not study.uses_asha(base):
+        return None
+    grace_epochs = search.grace_epochs
+    if grace_epochs is None:
+        grace_epochs = first_rung(
+            study.trial(base).train, steps_per_epoch, reduction_factor=search.reduction_factor
+        )
+    return Rungs(grace_epochs, search.reduction_factor)
 
 
 def num_trials(study: StudyConfig, base: BaseModelConfig) -> int:
     """Return the largest number of trials of a base model in the search."""
-    most = base.num_trials or study.search.num_trials or 1
-    if study.search.algorithm == "optuna":
+    most = study.num_draws(base)
+    if study.search.algorithm == "optuna" or study.tries_rates(base):
         return most
     # The number does not depend on how settings are drawn.
     algorithm = "grid" if study.search.algorithm == "grid" else "random"
     return samplers.make(
         algorithm, study.space(base), most, seed=0, base_model=base.source
     ).num_trials
+
+
+def most_trials(study: StudyConfig) -> int:
+    return sum(num_trials(study, base) for base in study.base_models)
 
 
 def num_repeats(study: StudyConfig) -> int:

@@ -169,9 +169,7 @@ class Session:
         if evaluation.epochs > self.last_epochs.get(trial, 0):
             self.last_epochs[trial] = evaluation.epochs
             del self.num_losses[trial]
-        goes_on = self.search.observe(
-            trial, evaluation.epochs, evaluation.metrics[self.search.metric]
-        )
+        goes_on = self.search.observe(trial, evaluation.epochs, evaluation.metrics)
         self.run.write_search_time(self.search.seconds)
         self.watcher.on_trial_report(record, evaluation)
         if goes_on or evaluation.is_last:
@@ -272,9 +270,7 @@ class Session:
             self.search.recall(proposal)
             self.search.begin(record.trial, proposal)
             for evaluation in self.run.history(record.trial):
-                self.search.observe(
-                    record.trial, evaluation.epochs, evaluation.metrics[self.search.metric]
-                )
+                self.search.observe(record.trial, evaluation.epochs, evaluation.metrics)
             self.records[record.trial] = record
             if record.status == "running":
                 pending.append(record)

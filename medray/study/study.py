@@ -21,11 +21,12 @@ from medray.runtime.cluster import Cluster
 from medray.study import preflight, publish, ray_tune, repeats
 from medray.study.candidates import Caller
 from medray.study.final_test import Finalist, Verdict, final_test
+from medray.study.guesses import first_guesses
 from medray.study.materials import Materials
 from medray.study.placement import Placement, place
 from medray.study.repeats import Repeats
 from medray.study.run import Conclusion, Run
-from medray.study.search import Plan, Search
+from medray.study.search import Plan, Search, most_trials
 from medray.study.session import Session, Watcher
 from medray.tasks.base import protocol as tasks
 from medray.tasks.base.protocol import Task
@@ -66,10 +67,16 @@ def run(
         if not run.is_finished():
             if len(cluster.nodes) > 1:
                 preflight.check_folder_on_nodes(run.folder)
-            plan = Search(study, metric(study))
-            place_trial = partial(_place, cluster=cluster, plan=plan)
-            placements = [place_trial(study.trial(base)) for base in study.base_models]
+            place_trial = partial(_place, cluster=cluster, num_trials=most_trials(study))
+            configs = [study.trial(base) for base in study.base_models]
+            placements = list(map(place_trial, configs))
             materials = prepare(study, run, watcher)
+            plan = Search(
+                study,
+                metric(study),
+                guesses=first_guesses(study, run),
+                steps_per_epoch=list(map(materials.steps_per_epoch, configs)),
+            )
 
             def train(plan: Plan) -> None:
                 """Run the trials of a plan to their end."""
@@ -258,8 +265,8 @@ def _in_order(candidates: Sequence[Contender], names: Sequence[str]) -> list[Con
     return [by_name[name] for name in names if name in by_name]
 
 
-def _place(config: TrialConfig, cluster: Cluster, plan: Search) -> Placement:
-    return place(config.resources, cluster, plan.num_trials)
+def _place(config: TrialConfig, cluster: Cluster, num_trials: int) -> Placement:
+    return place(config.resources, cluster, num_trials)
 
 
 def _check_every_base_model(study: StudyConfig, board: Leaderboard) -> None:

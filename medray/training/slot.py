@@ -129,13 +129,11 @@ def open_slot(
     parameters = {
         name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
     }
-    head_rate = train.head_learning_rate or train.learning_rate
+    head_rate = train.head_learning_rate or train.peak_rate
     groups: dict[tuple[float, float], list[Parameter]] = {}
     for name, parameter in parameters.items():
         rate = (
-            head_rate
-            if any(f".{module}." in name for module in head_modules)
-            else train.learning_rate
+            head_rate if any(f".{module}." in name for module in head_modules) else train.peak_rate
         )
         decay = train.weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)

@@ -336,7 +336,6 @@ def test_names_that_yaml_would_read_otherwise_come_back_as_they_were(tmp_path: P
         "task",
         "base_models",
         "train",
-        "search",
         "publish",
     }
 
