@@ -45,7 +45,7 @@ def statuses(board: Leaderboard) -> list[str]:
     return [entry.status for entry in board.entries if entry.kind == "trial"]
 
 
-def test_a_trial_whose_end_is_held_up_for_ten_seconds_costs_no_other(
+def test_a_trial_whose_end_takes_ten_seconds_longer_costs_no_other_trial(
     cluster: Cluster,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

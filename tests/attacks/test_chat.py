@@ -265,7 +265,7 @@ def test_a_prompt_that_cannot_be_read_leaves_the_rows_under_way(
     )
 
 
-def test_whoever_asked_for_the_row_that_fails_hears_of_it_and_the_others_get_their_texts(
+def test_the_client_of_a_row_that_fails_gets_an_error_and_the_others_get_their_texts(
     engine: TransformersEngine,
 ) -> None:
     with ThreadPoolExecutor(1) as thread:

@@ -238,7 +238,7 @@ def test_over_the_number_of_connections_one_that_waits_for_its_client_is_closed(
     ],
     ids=["a WebSocket that never begins", "answers that nobody reads"],
 )
-def test_connections_that_hang_without_sending_keep_nobody_out(
+def test_connections_that_hang_without_sending_block_no_client(
     port: int, start: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(front, "CONNECTIONS", 10)
@@ -411,7 +411,7 @@ def test_the_ids_that_the_ingress_and_serve_name_become_one() -> None:
     assert start["headers"] == [[b"x-request-id", b"a"], [b"b", b"c"]]
 
 
-def test_an_application_whose_proxy_has_other_bounds_says_what_to_set(
+def test_an_application_whose_proxy_has_other_bounds_reports_what_to_set(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name, value in front.environment(500).items():
@@ -593,7 +593,7 @@ def test_no_token_is_admitted_by_no_digest() -> None:
         assert http(digests=digests).get("/v1/models", headers=headers).status_code == 401
 
 
-def test_a_tokens_file_that_everybody_may_write_is_refused(tmp_path: Path) -> None:
+def test_a_tokens_file_that_every_user_may_write_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tokens"
     path.write_text(auth.digest("right") + "\n")
     path.chmod(0o646)

@@ -174,7 +174,7 @@ def test_real_files_lose_no_row(real_data: Path) -> None:
 # What is packed
 
 
-def test_a_packed_line_of_a_quarter_of_a_gigabyte_is_not_held_in_memory(tmp_path: Path) -> None:
+def test_a_packed_line_of_a_quarter_of_a_gigabyte_does_not_fill_memory(tmp_path: Path) -> None:
     for name, begin in (
         ("a.jsonl.gz", b'{"id":"1","text":"'),
         ("b.csv.gz", b'id,text\n1,"'),
@@ -612,7 +612,7 @@ def test_a_hub_that_never_answers_is_waited_for_once(tmp_path: Path) -> None:
         assert len(heads) == 1
 
 
-def test_a_study_whose_run_could_not_be_read_again_is_not_begun(tmp_path: Path) -> None:
+def test_a_study_whose_run_could_not_be_read_again_does_not_start(tmp_path: Path) -> None:
     parts = {
         "base": {
             "name": "big",

@@ -121,7 +121,7 @@ def test_another_user_reads_no_file_of_rays_session_and_replaces_no_socket(
 @pytest.mark.parametrize(
     "prepared", ["link", "open to all", "a file", pytest.param("another user's", marks=needs_root)]
 )
-def test_a_folder_that_somebody_prepared_under_our_name_is_refused(
+def test_a_folder_of_medrays_name_that_another_user_prepared_is_refused(
     prepared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
@@ -210,7 +210,7 @@ def test_sessions_that_ended_a_week_ago_are_removed_and_those_that_still_write_s
 @pytest.mark.parametrize(
     "prepared", ["link", "open to all", pytest.param("another user's", marks=needs_root)]
 )
-def test_a_local_cluster_is_not_started_in_a_folder_that_somebody_prepared(
+def test_a_local_cluster_is_not_started_in_a_folder_that_another_user_prepared(
     prepared: str, tmp_path: Path
 ) -> None:
     folder, theirs = tmp_path / "local", tmp_path / "theirs"
@@ -232,7 +232,7 @@ def test_a_local_cluster_is_not_started_in_a_folder_that_somebody_prepared(
     assert list(folder.iterdir()) == []
 
 
-def test_a_local_cluster_that_somebody_made_up_is_not_stopped(tmp_path: Path) -> None:
+def test_a_forged_local_cluster_is_not_stopped(tmp_path: Path) -> None:
     """Its process ids would be those of other processes of ours."""
     tmp_path.chmod(0o777)
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as victim:
@@ -324,7 +324,7 @@ def test_an_audit_log_where_others_could_touch_it_is_refused(tmp_path: Path) -> 
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_serve_on_a_port_where_somebody_listens_is_refused_before_anything_is_started(
+def test_serve_on_a_port_in_use_is_refused_before_it_starts_anything(
     storage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(runtime, "start_cluster", None)

@@ -327,7 +327,7 @@ def test_no_error_about_an_address_repeats_what_is_secret_in_it(
         ("https://user:***@h/x.csv", r"was stored without its secret"),
     ],
 )
-def test_a_secret_that_is_not_there_is_told_before_a_study_starts(
+def test_a_missing_secret_is_reported_before_a_study_starts(
     address: str, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=f"data.format: .*{message}"):
@@ -336,7 +336,7 @@ def test_a_secret_that_is_not_there_is_told_before_a_study_starts(
         pass
 
 
-def test_a_reference_is_refused_where_it_would_be_taken_as_it_stands(
+def test_a_reference_to_a_secret_is_refused_where_it_is_not_resolved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -507,7 +507,7 @@ def test_a_traceback_has_no_secret(
     assert output.endswith("RuntimeError: https://user:***@h/x is not what was expected\n")
 
 
-def test_mlflow_is_asked_with_its_password_and_its_failure_is_told_without(
+def test_requests_to_mlflow_carry_its_password_and_its_errors_do_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class RefusedError(Exception): ...

@@ -159,7 +159,7 @@ def _sign_other_content(root: Path) -> None:
         "another signature",
     ],
 )
-def test_who_may_write_to_the_store_and_has_no_key_gets_nothing_past_a_signature(
+def test_a_writer_of_the_store_without_the_key_gets_nothing_past_a_signature(
     root: Path, keys: tuple[Path, Path], attack: Callable[[Path], None]
 ) -> None:
     Registry(str(root)).resolve("cancer@best").check_signature(keys[1])
@@ -169,7 +169,7 @@ def test_who_may_write_to_the_store_and_has_no_key_gets_nothing_past_a_signature
     assert "\n" not in str(refusal.value)
 
 
-def test_a_replica_keeps_what_is_signed_and_says_why_until_the_next_version_is_signed(
+def test_a_replica_keeps_the_signed_version_and_reports_why_until_the_next_one_is_signed(
     root: Path, keys: tuple[Path, Path]
 ) -> None:
     registry = Registry(str(root))

@@ -201,7 +201,7 @@ def test_a_broken_file_is_one_sentence_that_names_it_and_all_others_go_on(
     assert (root / where).read_bytes() == content
 
 
-def test_a_version_and_a_move_of_long_ago_that_cannot_be_read_stop_nobody(
+def test_an_old_version_and_an_old_move_that_cannot_be_read_block_no_command(
     root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     registry = Registry(str(root))
@@ -396,7 +396,7 @@ def test_what_is_not_a_plain_file_is_refused_unread(
 
 
 @pytest.mark.timeout(60)
-def test_a_file_larger_than_its_manifest_says_is_refused_unread(root: Path) -> None:
+def test_a_file_larger_than_in_its_manifest_is_refused_unread(root: Path) -> None:
     os.truncate(
         files_of(root) / "adapter_model.safetensors", 1 << 40
     )  # sparse: it would be read for an hour
@@ -440,7 +440,7 @@ def test_a_copy_that_was_damaged_is_mended_when_the_same_checkpoint_is_published
     )
 
 
-def test_several_who_mend_one_copy_at_once_do_not_disturb_each_other(root: Path) -> None:
+def test_several_repairs_of_one_copy_at_once_do_not_disturb_each_other(root: Path) -> None:
     store, name = LocalStore(str(root)), f"checkpoints/{files_of(root).name}"
     with ThreadPoolExecutor(4) as publishers:
         for _ in range(20):
@@ -511,7 +511,7 @@ def test_a_version_that_could_not_be_read_again_is_not_published(root: Path) -> 
     assert Registry(str(root)).versions("cancer") == [1]
 
 
-def test_a_stray_whose_name_is_no_text_is_told(
+def test_a_stray_file_whose_name_is_not_utf8_is_reported(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     os.mkdir(os.fsencode(root / "releases") + b"/caf\xe9")
@@ -555,7 +555,7 @@ def test_what_another_process_takes_away_meanwhile_stops_no_look_at_a_store(
     assert list(repair.examine(Registry(str(root)))) == []
 
 
-def test_a_store_of_an_earlier_version_loads_and_verify_says_what_is_not_bound(
+def test_a_store_of_an_earlier_version_loads_and_verify_reports_what_is_not_bound(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record, move = (
@@ -580,7 +580,7 @@ def test_a_store_of_an_earlier_version_loads_and_verify_says_what_is_not_bound(
     )
 
 
-def test_repair_says_what_it_would_mend_and_mends_it_when_confirmed(
+def test_repair_lists_its_changes_and_makes_them_when_confirmed(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MEDRAY_CACHE", str(tmp_path / "cache"))

@@ -152,7 +152,7 @@ def test_the_short_route_answers_one_text_with_its_label_at_the_top_too() -> Non
     where="`/v1/choose`, the page at `/`",
     how="on a page and over HTTP; `medray chat` is for releases that answer in words",
 )
-def test_a_choice_is_asked_at_its_own_route_and_answered_with_ranks_and_the_disclaimer() -> None:
+def test_a_choice_has_its_own_route_and_its_answer_has_ranks_and_the_disclaimer() -> None:
     service = Service()
     answer = client(service).post("/v1/choose", json={"text": "a"})
     assert answer.status_code == 200
@@ -264,7 +264,7 @@ def test_no_error_repeats_what_was_sent(caplog: pytest.LogCaptureFixture) -> Non
     assert "ValueError at " in caplog.text
 
 
-def test_a_refusal_keeps_its_status_and_says_when_to_come_back() -> None:
+def test_a_refusal_keeps_its_status_and_its_retry_after() -> None:
     service = Service()
     service.refusal = Refusal(429, "overloaded", "too many requests are waiting", 3)
     answer = client(service).post("/classify", json={"text": "a"})
@@ -293,14 +293,14 @@ def test_a_body_over_the_limit_is_refused_declared_or_not() -> None:
     assert len(service.requests) == 1
 
 
-def test_a_load_balancer_may_ask_for_the_head_alone() -> None:
+def test_a_load_balancer_may_request_the_head_alone() -> None:
     http = client(Service())
     for path in ("/healthz", "/"):
         answer = http.head(path)
         assert (answer.status_code, answer.content) == (200, b"")
 
 
-def test_without_its_token_nobody_asks_and_health_tells_the_status_alone() -> None:
+def test_without_a_token_requests_are_refused_and_health_shows_the_status_alone() -> None:
     service = Service()
     http = client(service, frozenset({auth.digest("right"), auth.digest("other")}))
     for headers in (
@@ -372,7 +372,7 @@ def test_a_request_id_is_kept_where_it_is_one_and_made_where_not() -> None:
     assert "Jane" not in service.events[1].request_id
 
 
-def test_a_model_nobody_serves_is_recorded_without_the_name_that_was_sent() -> None:
+def test_an_unknown_model_is_recorded_without_the_name_that_was_sent() -> None:
     service = Service()
     client(service).post("/classify", json={"text": "a", "model": SECRET})
     assert (service.events[0].status, service.events[0].model) == (404, "")

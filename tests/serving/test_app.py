@@ -112,14 +112,14 @@ def test_serve_answers_follows_a_promotion_and_ends_cleanly_at_ctrl_c(storage: P
         ),
     ],
 )
-def test_a_command_that_cannot_work_says_why_before_anything_is_started(
+def test_a_command_that_cannot_work_reports_why_before_it_starts_anything(
     storage: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main([*arguments, "--storage-path", str(storage)]) == 1
     assert message in capsys.readouterr().err
 
 
-def test_without_waiting_the_alias_is_written_and_nobody_is_asked(
+def test_without_waiting_the_alias_is_written_and_no_service_is_called(
     storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert (

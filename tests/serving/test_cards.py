@@ -35,7 +35,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
     return Registry(str(place / "runs")).publish(trial.run().checkpoint, "symptoms")
 
 
-def test_a_card_tells_task_path_form_vocabulary_labels_and_figures(release: Release) -> None:
+def test_a_card_has_task_path_form_vocabulary_labels_and_figures(release: Release) -> None:
     served_card = cards.card(release)
     assert (served_card.release, served_card.version, served_card.task, served_card.path) == (
         "symptoms",
@@ -56,7 +56,7 @@ def test_a_card_tells_task_path_form_vocabulary_labels_and_figures(release: Rele
     assert release.record.content_id in served_card.origin["checkpoint"]
 
 
-def test_what_was_trained_elsewhere_is_asked_with_a_plain_text(release: Release) -> None:
+def test_a_model_from_another_trainer_takes_a_plain_text(release: Release) -> None:
     manifest = checkpoint.read(release.folder())
     assert (
         cards.form(manifest.model_copy(update={"trial": {"model": manifest.trial["model"]}}))

@@ -68,7 +68,7 @@ def answer_of(
     return start, gather(chunks, 1)[0]
 
 
-def test_conversations_at_once_say_what_the_loaded_release_says_of_each_alone(
+def test_conversations_at_once_get_the_answers_of_the_loaded_release_to_each_alone(
     release: Release, chat: ChatModel
 ) -> None:
     model = release.load()
@@ -198,7 +198,7 @@ def test_the_last_piece_judges_the_whole_answer() -> None:
     assert builder.add([Chunk(0, "not.", "stop", 2)]) == TextPiece("not.", 2, (), "stop", "refused")
 
 
-def test_bf16_is_served_where_it_was_asked_for(release: Release) -> None:
+def test_bf16_is_served_if_it_is_set(release: Release) -> None:
     with ThreadPoolExecutor(1) as thread:
         model = open_model(
             release,
@@ -224,7 +224,7 @@ async def everything(pieces: AsyncGenerator[Any, None]) -> list[Any]:
     return [piece async for piece in pieces]
 
 
-def test_a_replica_tells_who_answers_then_the_pieces_or_one_whole(chat: ChatModel) -> None:
+def test_a_replica_sends_the_release_and_then_pieces_or_one_whole_text(chat: ChatModel) -> None:
     replica = Replica(chat)
     question = conversation_of("glucose")
     pieces = asyncio.run(everything(replica.talk("adviser", question, 30.0)))
@@ -265,7 +265,7 @@ def test_a_listener_that_leaves_frees_the_row(chat: ChatModel) -> None:
     asyncio.run(leave())
 
 
-def test_a_replica_refuses_what_it_cannot_answer_and_says_where_to_ask(chat: ChatModel) -> None:
+def test_a_replica_refuses_other_requests_and_names_their_route(chat: ChatModel) -> None:
     replica = Replica(chat)
     (late,) = asyncio.run(everything(replica.talk("adviser", conversation_of("glucose"), -1.0)))
     assert late.status == 504
@@ -278,7 +278,7 @@ def test_a_replica_refuses_what_it_cannot_answer_and_says_where_to_ask(chat: Cha
     assert (wrong.status, wrong.message) == (400, "model: adviser answers at /v1/chat/completions")
 
 
-def test_a_release_that_does_not_talk_says_so(tmp_path: Path) -> None:
+def test_a_release_that_does_not_chat_reports_it(tmp_path: Path) -> None:
     release = Registry(str(tmp_path / "runs")).publish(tiny.checkpoint(), "cancer")
     with ThreadPoolExecutor(1) as thread:
         model = open_model(

@@ -74,9 +74,7 @@ def test_a_release_with_several_labels_answers_a_predicate_each_in_the_order_ask
 
 
 @pytest.mark.parametrize(("model", "question"), [("cancer@best", CANCER), ("findings@best", FEVER)])
-def test_an_abstained_answer_is_a_refusal_that_says_how_sure_it_was(
-    model: str, question: Any
-) -> None:
+def test_an_abstained_answer_is_a_refusal_with_its_confidence(model: str, question: Any) -> None:
     (answer,) = ask("an unclear text", question, model=model).answers
     assert (answer.type, answer.name) == ("refusal", question["name"])
     assert answer.threshold == 0.6

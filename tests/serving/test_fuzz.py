@@ -107,7 +107,7 @@ def ask(schema: OpenApiSchema, label: str, mode: GenerationMode, num_examples: i
 
 @MANY
 @pytest.mark.parametrize("label", OPERATIONS)
-def test_a_well_formed_request_is_answered_as_the_document_says(
+def test_a_well_formed_request_gets_a_response_of_the_openapi_document(
     label: str, num_examples: int
 ) -> None:
     statuses = ask(SCHEMA, label, RIGHT, num_examples)
@@ -117,11 +117,13 @@ def test_a_well_formed_request_is_answered_as_the_document_says(
 
 @pytest.mark.parametrize("label", [label for label in OPERATIONS if label.startswith("POST")])
 @MANY
-def test_a_malformed_request_is_refused_as_the_document_says(label: str, num_examples: int) -> None:
+def test_a_malformed_request_is_refused_as_in_the_openapi_document(
+    label: str, num_examples: int
+) -> None:
     assert set(ask(SCHEMA, label, WRONG, num_examples)) <= {400, 404, 422}
 
 
-def test_a_failure_would_be_found() -> None:
+def test_the_fuzzer_notices_a_failure() -> None:
     service = fake_service.Service()
     service.refusal = Refusal(418, "teapot", "is no status of ours")
     with pytest.raises(FailureGroup, match="Undocumented status code"):

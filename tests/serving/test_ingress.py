@@ -75,7 +75,7 @@ def test_pieces_are_passed_on_and_a_finished_call_is_not_cancelled() -> None:
     assert call.num_cancelled == 0
 
 
-def test_a_replica_that_dies_before_the_first_piece_is_asked_again_and_after_it_never() -> None:
+def test_a_call_is_repeated_only_if_its_replica_dies_before_the_first_piece() -> None:
     assert talk(Pieces(RayActorError()), Pieces(START, LAST)) == [START, LAST]
     start, refusal = talk(Pieces(START, RayActorError()), Pieces(START, LAST))
     assert start == START
@@ -103,7 +103,7 @@ def test_an_answer_that_outlasts_the_deadline_ends_with_a_refusal_and_is_cancell
     assert call.num_cancelled == 1
 
 
-def test_who_stops_listening_cancels_the_call() -> None:
+def test_a_client_that_disconnects_cancels_the_call() -> None:
     call = Pieces(START, TextPiece("b", 1), LAST)
 
     async def leave() -> None:
@@ -115,7 +115,7 @@ def test_who_stops_listening_cancels_the_call() -> None:
     assert call.num_cancelled == 1
 
 
-def test_who_is_cancelled_while_waiting_cancels_the_call() -> None:
+def test_a_request_that_is_cancelled_while_it_waits_cancels_the_call() -> None:
     call = Pieces(None)
 
     async def give_up() -> None:

@@ -71,7 +71,7 @@ def test_a_relative_path_that_a_cluster_cannot_know_is_refused(
     app.build(options(storage, "cancer@best").model_copy(update={"audit_log": "~/audit.log"}))
 
 
-def test_a_relative_path_is_made_whole_where_whoever_asks_stands_in_the_folder(
+def test_a_relative_path_becomes_absolute_if_the_caller_works_in_the_folder(
     storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(storage.parent)

@@ -60,7 +60,7 @@ def test_without_the_option_a_text_is_read_as_it_was_sent() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_every_message_of_a_conversation_is_masked_and_the_answer_says_so(stream: bool) -> None:
+def test_every_message_of_a_conversation_is_masked_and_the_answer_has_a_note(stream: bool) -> None:
     service = fake_service.Service()
     messages = [
         {"role": "user", "content": "I am treated by Dr. Roe"},
@@ -101,7 +101,7 @@ def test_mentions_in_a_masked_text_have_the_places_of_the_text_that_was_sent() -
     assert response.predictions[0].mentions[0].start == start
 
 
-def test_what_is_flagged_and_what_is_masked_stand_in_one_note_an_input() -> None:
+def test_flags_and_masks_share_one_note_per_input() -> None:
     answer = LabelAnswer(
         label="yes", labels=("yes",), confidence=0.75, probabilities={"no": 0.25, "yes": 0.75}
     )
@@ -121,7 +121,7 @@ def test_what_is_flagged_and_what_is_masked_stand_in_one_note_an_input() -> None
     )
 
 
-def test_what_words_and_embeddings_say_stands_in_one_note_with_the_distance() -> None:
+def test_flags_of_words_and_embeddings_share_one_note_with_the_distance() -> None:
     answer = LabelAnswer(
         label="yes", labels=("yes",), confidence=0.75, probabilities={"no": 0.25, "yes": 0.75}
     )
@@ -183,7 +183,7 @@ def test_of_a_release_without_kept_figures_nothing_is_known() -> None:
     ) == TrainingTexts(3, 9, {"en": 0.75, "de": 0.25})
 
 
-def test_no_conversation_is_changed_where_nothing_is_found() -> None:
+def test_a_conversation_without_a_match_is_unchanged() -> None:
     conversation = Conversation((Message("user", "What is asthma?"),), Sampling(), None, whole=True)
     assert asyncio.run(guards.mask_conversation(conversation)) == (conversation, {})
 

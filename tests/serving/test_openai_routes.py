@@ -112,13 +112,13 @@ def test_the_disclaimer_may_stay_a_field() -> None:
     assert answer.disclaimer == WARNING
 
 
-def test_a_refused_answer_says_so_in_a_field() -> None:
+def test_a_refused_answer_has_a_field_for_it() -> None:
     service = Service(TextPiece("I can't.", 3, finish="stop", outcome="refused"))
     assert say(client(service)).outcome == "refused"
     assert service.events[0].outcome == "refused"
 
 
-def test_completions_ask_the_prompt_as_one_turn_streamed_and_not() -> None:
+def test_completions_send_the_prompt_as_one_turn_streamed_and_not() -> None:
     service = Service()
     asking = client(service)
     completion = asking.completions.create(model="adviser", prompt="What is asthma?")
@@ -249,7 +249,7 @@ def test_what_cannot_be_obeyed_is_a_400_in_openais_form_that_repeats_nothing(
     assert not service.requests
 
 
-def test_what_asks_for_nothing_or_is_new_is_let_through() -> None:
+def test_fields_without_effect_and_new_fields_are_accepted() -> None:
     answer = say(
         client(Service()),
         n=1,
@@ -338,7 +338,7 @@ def test_every_call_is_recorded_once_with_tokens_and_without_text() -> None:
     assert len(service.events) == service.num_closed == 2
 
 
-def test_a_client_that_leaves_ends_the_generation_and_is_recorded_as_gone() -> None:
+def test_a_client_that_disconnects_ends_the_generation_and_the_audit_log_has_it() -> None:
     service = Service()
     say(client(service), stream=True).close()
     assert service.num_closed == 1

@@ -22,7 +22,7 @@ def http(
     )
 
 
-def test_a_browser_gets_the_page_and_everybody_else_json() -> None:
+def test_a_browser_gets_the_page_and_other_clients_json() -> None:
     client = http()
     response = client.get("/", headers=BROWSER)
     assert response.headers["content-type"].startswith("text/html")
@@ -94,7 +94,7 @@ def test_releases_tell_task_path_form_labels_and_figures() -> None:
     }
 
 
-def test_a_release_that_does_not_answer_is_told_beside_those_that_do() -> None:
+def test_a_release_that_does_not_respond_is_shown_beside_the_others() -> None:
     service = fake_service.Service()
     service.refusal = Refusal(503, "unavailable", "no replica of this release could answer")
     response = http(service).get("/v1/releases")

@@ -111,7 +111,7 @@ def test_symptoms_are_picked_by_keyboard_and_diseases_ranked(page: Served) -> No
     page.is_clean()
 
 
-def test_a_question_is_asked_with_its_abstract_as_the_release_was_trained(page: Served) -> None:
+def test_a_question_is_sent_with_its_abstract_as_in_training(page: Served) -> None:
     page.open("pubmedqa@2")
     page.type("#field-contexts", "We studied 40 patients.")
     page.type("#field-question", "Does it help?")
@@ -122,7 +122,7 @@ def test_a_question_is_asked_with_its_abstract_as_the_release_was_trained(page: 
     page.is_clean()
 
 
-def test_mentions_are_marked_where_they_stand_whatever_characters_come_before(page: Served) -> None:
+def test_mentions_are_marked_in_place_after_any_characters(page: Served) -> None:
     page.open("diseases@1", width=360)
     page.type("#field-text", "😀 <b>Aspirin</b> or aspirin in lung cancer and asthma 𝛂")
     page.value("document.getElementById('send').click()")
@@ -180,7 +180,7 @@ def test_a_conversation_streams_as_text_goes_on_and_stops(page: Served) -> None:
     page.is_clean()
 
 
-def test_the_card_tells_figures_labels_and_origin(page: Served) -> None:
+def test_the_card_shows_figures_labels_and_origin(page: Served) -> None:
     page.open("adviser@best")
     assert page.text("#system") == "You answer carefully."
     assert "f1_macro0.91230.9011" in page.text("#figures tbody")
@@ -226,7 +226,9 @@ def test_a_refusal_is_a_sentence_and_the_next_answer_takes_it_away(page: Served)
     )
 
 
-def test_a_server_with_tokens_is_asked_with_one_that_the_tab_keeps(chromium: Browser) -> None:
+def test_requests_to_a_server_with_tokens_carry_the_token_that_the_tab_keeps(
+    chromium: Browser,
+) -> None:
     service = fake_service.Service()
     with fake_service.running(fake_service.api(service, frozenset({auth.digest("right")}))) as url:
         page = Served(chromium, service, url)

@@ -85,7 +85,7 @@ def wait_for(condition: Any) -> None:
         time.sleep(0.001)
 
 
-def test_requests_at_once_are_generated_together_and_each_is_told_its_own() -> None:
+def test_requests_at_once_are_generated_together_and_each_gets_its_own_text() -> None:
     generation = Counting()
     with ThreadPoolExecutor(1) as thread, ThreadPoolExecutor(6) as clients:
         generation.go.clear()
@@ -121,7 +121,7 @@ def test_between_two_prompts_that_join_those_under_way_get_a_step() -> None:
     assert [rows for what, rows in generation.turns if what == "join"] == [[0], [1, 2], [3, 4]]
 
 
-def test_a_text_that_nobody_wants_any_more_frees_its_row_and_is_told_no_further() -> None:
+def test_a_cancelled_text_frees_its_row_and_sends_no_more_pieces() -> None:
     generation = Counting()
     results: queue.SimpleQueue[Any] = queue.SimpleQueue()
     with ThreadPoolExecutor(1) as thread:
@@ -141,7 +141,7 @@ def test_a_text_that_nobody_wants_any_more_frees_its_row_and_is_told_no_further(
     assert [8] not in [rows for _, rows in generation.turns]
 
 
-def test_who_comes_too_late_is_told_so_waiting_or_under_way() -> None:
+def test_a_request_past_its_deadline_fails_while_it_waits_and_while_it_generates() -> None:
     generation = Counting()
     with ThreadPoolExecutor(1) as thread, ThreadPoolExecutor(2) as clients:
         streams = build_streams(generation, thread, rows=1, waiting_tokens=10**8)
@@ -170,7 +170,7 @@ def test_a_full_queue_refuses_and_takes_again_when_it_has_emptied() -> None:
         assert streams.collect([[3]], sampling_of(9), later())[0].num_tokens == 9
 
 
-def test_a_step_that_fails_tells_all_who_were_in_it_and_the_next_ones_go_on() -> None:
+def test_a_step_that_fails_ends_every_request_in_it_and_later_requests_succeed() -> None:
     generation = Counting()
     generation.fail = True
     with ThreadPoolExecutor(1) as thread:

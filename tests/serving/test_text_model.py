@@ -141,7 +141,7 @@ def test_a_full_queue_refuses_and_takes_again_when_it_has_emptied() -> None:
         assert rows_batcher.logits([[2] * 20], later()).tolist() == [[2, 20]]
 
 
-def test_a_late_request_is_told_so_and_its_rows_cost_nothing_more() -> None:
+def test_a_late_request_fails_and_its_rows_are_not_computed() -> None:
     engine = Echo()
     engine.go.clear()
     with ThreadPoolExecutor(1) as thread:
@@ -156,7 +156,7 @@ def test_a_late_request_is_told_so_and_its_rows_cost_nothing_more() -> None:
     ]  # the one that was being computed, and none of the two that waited
 
 
-def test_a_batch_that_fails_tells_everybody_in_it_and_the_next_one_goes_on() -> None:
+def test_a_batch_that_fails_ends_every_request_in_it_and_the_next_batch_succeeds() -> None:
     engine = Echo()
     engine.fail = True
     with ThreadPoolExecutor(1) as thread:

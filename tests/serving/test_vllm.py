@@ -117,7 +117,7 @@ def test_several_on_a_base_share_an_engine_with_room_for_all_versions_and_a_sing
         ("output", "outside of the layers"),
     ],
 )
-def test_what_vllm_does_not_load_stays_with_transformers_and_says_why(
+def test_a_release_that_vllm_cannot_load_stays_with_transformers_with_the_reason(
     registry: Registry, name: str, because: str
 ) -> None:
     refusal = refused_by_vllm(registry.resolve(name))
@@ -138,7 +138,7 @@ def test_what_vllm_does_not_load_stays_with_transformers_and_says_why(
         "medray's own engine"
     ),
 )
-def test_vllm_that_is_asked_for_must_take_what_talks_and_leaves_heads_alone(
+def test_the_setting_vllm_requires_it_for_chat_releases_and_leaves_heads_alone(
     registry: Registry,
 ) -> None:
     with pytest.raises(ServingError, match="vllm cannot serve dora: its adapter has use_dora"):
@@ -161,7 +161,7 @@ def test_without_vllm_every_release_has_a_deployment_of_its_own_and_asking_for_i
 
 
 @pytest.mark.usefixtures("_vllm")
-def test_publishing_says_that_vllm_does_not_take_a_release_that_talks(registry: Registry) -> None:
+def test_publishing_reports_a_chat_release_that_vllm_cannot_load(registry: Registry) -> None:
     assert "dora@1 will be served by transformers and not by vLLM: its adapter has use_dora" in str(
         engine_note(registry.resolve("dora"))
     )

@@ -161,3 +161,22 @@ def test_an_interrupted_search_waits_for_the_trials_that_train_and_asks_the_othe
     assert again.next()
     assert not stop.is_pending(training.folder)
     assert not training.is_requested()  # a request to an earlier process is void
+
+
+def test_a_second_interrupt_ends_the_wait_for_a_trial_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    here = Run.start(study := tiny.study(tmp_path, "resources.grace_s=600"))
+    session = open_session(study, here, tmp_path)
+    session.search.start()
+    assert session.next()
+    StopFiles(here.trial_dir("tiny-bert-000")).open()  # it trains and stores no state
+
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        session.interrupt()
+    assert "within 600 s; interrupt again to end it at once" in caplog.text
+    assert "no state within" not in caplog.text

@@ -72,7 +72,7 @@ def test_micro_batches_change_no_gradient_of_a_language_model(tmp_path: Path) ->
     where="`medray/models/families.py`",
     how="on either side, told by length",
 )
-def test_answers_stand_at_the_end_of_each_row_on_either_side_of_the_padding() -> None:
+def test_answers_are_at_the_end_of_each_row_with_padding_on_either_side() -> None:
     assert answer_places([5, 3], [[(3, 5)], [(2, 3)]], 5, left=False) == ([0, 0, 1], [2, 3, 1])
     assert answer_places([5, 3], [[(3, 5)], [(2, 3)]], 5, left=True) == ([0, 0, 1], [2, 3, 3])
 
@@ -106,7 +106,7 @@ def test_a_trained_choice_answers_the_same_reloaded_and_merged(tmp_path: Path, f
     assert [row.labels for row in alone] == [row.labels for row in again]
 
 
-def test_a_word_that_says_nothing_changes_no_answer_and_the_sign_does(tmp_path: Path) -> None:
+def test_a_neutral_word_changes_no_answer_and_the_sign_does(tmp_path: Path) -> None:
     study = tiny.choice_study(tmp_path, "train.epochs=8", family="phi", num_rows=240)
     release = load(tiny.trial(study, tmp_path).run().checkpoint)
 

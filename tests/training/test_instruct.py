@@ -145,7 +145,7 @@ def test_perplexity_is_that_of_a_loss_pass_over_the_answers(
     assert perplexity == pytest.approx(math.exp(nats / count), rel=1e-4)
 
 
-def test_held_out_safety_rows_judge_and_never_train(folder: Path) -> None:
+def test_safety_rows_of_validation_and_test_never_train(folder: Path) -> None:
     study = tiny.instruct_study(folder, "task.safety_ratio=0.5", "data.evaluation_rows=4")
     data = dataset.load(study.data, study.task.bring)
     plain = dataset.load(study.data)
@@ -185,7 +185,7 @@ def figures(*pairs: tuple[str, str]) -> dict[str, float]:
     where="`medray/tasks/instruct/safety.jsonl`",
     how="it is trained and measured; nothing beside the model enforces it",
 )
-def test_refusals_and_answers_are_told_apart_by_what_is_right() -> None:
+def test_refusals_and_answers_are_scored_by_the_right_answer() -> None:
     metrics = figures(
         (REFUSAL, REFUSAL),
         ("Take two.", REFUSAL),
@@ -204,7 +204,7 @@ def test_refusals_and_answers_are_told_apart_by_what_is_right() -> None:
         figures(("the blood", "the blood"))
 
 
-def test_a_decision_at_the_end_is_judged_too() -> None:
+def test_a_decision_at_the_end_is_scored_too() -> None:
     examples = [
         Example("a", "-", ("yes",), response="So.\n\nDecision: yes"),
         Example("b", "-", ("no",), response="So.\n\nDecision: no"),

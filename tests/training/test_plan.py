@@ -24,7 +24,7 @@ def make(**changes: int) -> list[Step]:
     return plan(LENGTHS, WEIGHTS, **arguments)
 
 
-def test_every_row_is_used_once_an_epoch_and_steps_hold_exactly_the_samples_asked_for() -> None:
+def test_every_row_is_used_once_per_epoch_and_steps_have_exactly_samples_per_step() -> None:
     steps = make()
     assert sorted(row for step in steps for row in step.rows) == list(range(203))
     assert sorted(len(step.rows) for step in steps) == [203 % 16] + [16] * 12

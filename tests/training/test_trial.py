@@ -63,7 +63,7 @@ def test_a_trial_logs_how_many_of_its_parameters_train(
     assert f"{num_trainable} of {trial.num_parameters} parameters train" in caplog.text
 
 
-def test_the_manifest_tells_what_was_trained_on_what(tmp_path: Path) -> None:
+def test_the_manifest_records_model_data_and_settings(tmp_path: Path) -> None:
     trial = tiny.trial(tiny.study(tmp_path), tmp_path)
     result = trial.run()
     manifest = checkpoint.verify(result.checkpoint)

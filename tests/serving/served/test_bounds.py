@@ -62,7 +62,7 @@ def test_headers_of_serves_own_change_nothing(served: Served, header: bytes) -> 
     assert head.lower().count(b"x-request-id") == 1
 
 
-def test_more_slow_bodies_than_serve_takes_requests_stop_nobody(served: Served) -> None:
+def test_more_slow_bodies_than_serve_takes_requests_block_no_request(served: Served) -> None:
     """The ingress takes 1,000 requests at a time."""
     with ExitStack() as slow:
         for _ in range(1100):

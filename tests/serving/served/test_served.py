@@ -280,7 +280,7 @@ def test_the_page_and_what_it_learns_of_the_releases_come_from_a_running_serve(
 
 
 @pytest.mark.browser
-def test_a_browser_asks_a_running_serve(served: Served) -> None:
+def test_a_browser_uses_a_running_service(served: Served) -> None:
     with browser.start() as chromium:
         tab = browser.open_tab(chromium, served.client.url + "/#cancer@1", width=360)
         tab.until("!document.getElementById('access').hidden")
@@ -349,7 +349,7 @@ def test_two_requests_in_flight_over_a_switch_are_each_answered_by_one_model(bes
 
 
 @pytest.mark.document("001", "test rows are predicted with softmax", where="`medray evaluate`")
-def test_training_evaluate_and_http_say_the_same_of_the_same_rows(
+def test_training_evaluate_and_http_predict_the_same_for_the_same_rows(
     served: Served, tmp_path: Path
 ) -> None:
     study = tiny.study(served.storage.parent / "a", "train.epochs=1")

@@ -26,7 +26,7 @@ MARKER = "xylophonist"
     "answers are streamed while they are generated",
     where="`/v1/chat/completions`",
 )
-def test_what_is_told_is_what_the_loaded_release_says_streamed_and_not(served: Served) -> None:
+def test_chat_answers_are_those_of_the_loaded_release_streamed_and_not(served: Served) -> None:
     release = medray.load("adviser@1", storage_path=str(served.storage))
     questions = ["tumour cell", "renal failure study of a glucose", "fever"]
     texts = []
