@@ -40,12 +40,12 @@ def load_study(paths: Sequence[Path | str], overrides: Sequence[str] = ()) -> St
 
 
 def _mistakes(study: StudyConfig, base: BaseModelConfig) -> Iterator[str]:
-    """What is wrong with a base model's trials, as far as the ends of each axis can tell."""
+    """Yield the mistakes in a base model's trials that the ends of each axis show."""
     try:
         study.trial(base)
     except ConfigError as err:
         yield str(err)
-        return  # each axis would say the same again
+        return  # each axis would repeat it
     for path, axis in study.space(base).items():
         for value in axis.extremes:
             try:
@@ -56,7 +56,7 @@ def _mistakes(study: StudyConfig, base: BaseModelConfig) -> Iterator[str]:
 
 
 def tracking_uri(study: StudyConfig) -> str | None:
-    """Of MLflow, by the study or, as MLflow's own users set it, by the environment."""
+    """Return the URI of MLflow from the study or, as for MLflow itself, from the environment."""
     return (
         study.mlflow.tracking_uri if study.mlflow else os.environ.get("MLFLOW_TRACKING_URI") or None
     )

@@ -37,11 +37,10 @@ class Section(BaseModel):
 
 
 class PluginOptions(Section):
-    """Options of one file behind a seam; `name` says which."""
+    """Options of one file behind a seam, which `name` names."""
 
-    STUDY_WIDE: ClassVar[tuple[str, ...]] = (
-        "name",
-    )  # the same for every base model of a study, or their figures could not be compared
+    # Equal for every base model of a study: otherwise their figures could not be compared.
+    STUDY_WIDE: ClassVar[tuple[str, ...]] = ("name",)
     name: str
 
 

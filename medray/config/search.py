@@ -1,4 +1,4 @@
-"""What a study searches: axes, how they are drawn, and when a trial is stopped."""
+"""The search of a study: its axes, how they are drawn, and when a trial stops."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,9 @@ KINDS = ("choice", "grid", "uniform", "loguniform", "qloguniform", "randint")
 class Axis(Section):
     """Exactly one of its fields is set, such as `loguniform: [1.0e-4, 3.0e-3]`."""
 
-    choice: tuple[Any, ...] | None = Field(None, min_length=1, description="one of these, drawn")
+    choice: tuple[Any, ...] | None = Field(
+        None, min_length=1, description="one of these values, drawn"
+    )
     grid: tuple[Any, ...] | None = Field(
         None, min_length=1, description="each of these, crossed with the other grid axes"
     )
@@ -64,14 +66,13 @@ class Axis(Section):
 
     @property
     def extremes(self) -> Sequence[Any]:
-        """Values that stand for all: what is wrong with one of them is told before anything is
-        drawn."""
+        """Values that show the mistakes of an axis before anything is drawn from it."""
         if self.is_finite:
             return self.values
         low, high = self.values[:2]
-        between = (
-            [] if self.kind in ("randint", "qloguniform") else [low + (high - low) / math.pi]
-        )  # no whole number: a setting may ask for one
+        # Not a whole number, which a setting may require.
+        has_fractions = self.kind not in ("randint", "qloguniform")
+        between = [low + (high - low) / math.pi] if has_fractions else []
         return [low, *between, high]
 
 
@@ -102,8 +103,8 @@ class SearchConfig(Section):
         None,
         ge=1,
         description=(
-            "draws for each base model; where not given, 6 learning rates, or 1 draw from a space; "
-            "a grid runs each of its points"
+            "trials of each base model; by default 6 learning rates, or 1 draw from a space; a "
+            "grid runs each of its points"
         ),
     )
     from_run: str | None = Field(
@@ -121,8 +122,8 @@ class SearchConfig(Section):
         None,
         gt=0,
         description=(
-            "stop after this many seconds of search, resumed ones counted, at a trial's next "
-            "evaluation"
+            "stop after this many seconds of search, those before a resume included, at a trial's "
+            "next evaluation"
         ),
     )
     scheduler: Literal["auto", "none", "asha"] = Field(
@@ -136,21 +137,21 @@ class SearchConfig(Section):
         None,
         gt=0,
         description=(
-            "asha: the first rung; where not given, the first epoch after 50 steps and the "
-            "warm-up, or for many rows a third, a ninth or a 27th of an epoch"
+            "asha: the first rung; by default the first epoch after 50 steps and the warm-up, or "
+            "for many rows a third, a ninth or a 27th of an epoch"
         ),
     )
     reduction_factor: float = Field(
-        3, gt=1, description="asha: one of so many goes on, and rungs lie this factor apart"
+        3, gt=1, description="asha: factor between rungs; one of so many trials continues at each"
     )
     num_finalists: int = Field(
-        1, ge=1, description="best trials of each base model that are judged on test rows"
+        1, ge=1, description="best trials of each base model that are evaluated on test rows"
     )
     tie: Literal["best"] | TieConfig = Field(
         TieConfig(),
         description=(
-            "which of the finalists wins that validation rows cannot tell apart; best: the one "
-            "with the best figure"
+            "which finalist wins if validation rows cannot separate them; best: the one with the "
+            "best figure"
         ),
     )
     num_seeds: int = Field(
@@ -162,8 +163,8 @@ class SearchConfig(Section):
         None,
         ge=0,
         description=(
-            "trials that may fail; with one more no further trial starts and nothing is judged; "
-            "half of them where not given"
+            "trials that may fail, by default half of them; with one more, no further trial starts "
+            "and nothing is evaluated"
         ),
     )
 

@@ -29,7 +29,7 @@ _NUM_RATES = 6
 
 
 class CalibrationConfig(Section):
-    """What is fitted on validation rows after the search, for the release to obey."""
+    """Calibration of the release, fitted on validation rows after the search."""
 
     temperature: bool = Field(
         True,
@@ -40,41 +40,42 @@ class CalibrationConfig(Section):
         gt=0,
         lt=1,
         description=(
-            "mark answers as abstained, so that this share of the others is right; nothing is "
-            "marked where not given"
+            "mark answers as abstained, so that this share of the others is right; by default no "
+            "answer is marked"
         ),
     )
     abstain_level: float = Field(
         0.8,
         ge=0.5,
         lt=1,
-        description="how sure the threshold is to keep to it on rows like those of validation",
+        description=(
+            "probability that the threshold keeps this precision on rows like those of validation"
+        ),
     )
 
 
 class PublishConfig(Section):
-    """What the winner is published as."""
+    """The release that the winner becomes."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="name of the release")
     storage_path: str | None = Field(
-        None, description="where releases are kept; the study's storage_path where not given"
+        None, description="folder of the releases; by default the study's storage_path"
     )
     allow_worse: bool = Field(
         False,
-        description="publish the winner also where validation rows show a baseline to be better",
+        description="publish the winner even if a baseline is better on validation rows",
     )
     alias: str = Field(
         "best",
         pattern=r"^[a-z0-9._-]*[a-z][a-z0-9._-]*$",
         max_length=64,
-        description="pointed at the new version",
+        description="alias that points to the new version",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _without_int8(cls, raw: Any) -> Any:
-        """An earlier medray stored `int8: auto` in every study that publishes; what asked for
-        nothing more is read as nothing."""
+        """Drop `int8: auto`, which an earlier medray stored in every study that publishes."""
         if not isinstance(raw, dict) or "int8" not in raw:
             return raw
         if raw["int8"] not in ("auto", "never"):
@@ -86,7 +87,7 @@ class PublishConfig(Section):
 
 
 class MlflowConfig(Section):
-    """Where a study is logged to, besides its own folder."""
+    """The MLflow server that also gets the figures of a study."""
 
     tracking_uri: str = Field(
         description=(
@@ -104,14 +105,16 @@ class BaseModelConfig(Section):
     overrides: dict[str, Any] = Field(
         {},
         description=(
-            "dotted trial settings for this base model alone, such as lora.r: 8; what is set here "
-            "is not searched"
+            "dotted trial settings for this base model alone, such as lora.r: 8; they are not "
+            "searched"
         ),
     )
     space: dict[str, Axis] = Field(
-        {}, description="axes for this base model alone, instead of the study's or beside them"
+        {}, description="axes for this base model alone, which replace or join the study's"
     )
-    num_trials: int | None = Field(None, ge=1, description="search.num_trials where not given")
+    num_trials: int | None = Field(
+        None, ge=1, description="trials of this base model; by default search.num_trials"
+    )
 
 
 class StudyConfig(Section):
@@ -120,8 +123,8 @@ class StudyConfig(Section):
 
     FAMILIAR = FAMILIAR
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="name of the study")
-    storage_path: str = Field("runs", description="folder that the study's own folder is made in")
-    seed: int = Field(0, description="sets adapters, row order, dropout and draws of the search")
+    storage_path: str = Field("runs", description="folder that contains the study's own folder")
+    seed: int = Field(0, description="seed of adapters, row order, dropout and draws of the search")
     data: DataConfig
     task: Annotated[PluginOptions, Plugin("tasks")]
     base_models: tuple[BaseModelConfig, ...] = Field(min_length=1)
@@ -131,9 +134,9 @@ class StudyConfig(Section):
     resources: ResourcesConfig = ResourcesConfig()
     search: SearchConfig = SearchConfig()
     calibration: CalibrationConfig = CalibrationConfig()
-    publish: PublishConfig | None = Field(None, description="publish the winner, where given")
+    publish: PublishConfig | None = Field(None, description="publish the winner, if set")
     mlflow: MlflowConfig | None = Field(
-        None, description="log the study to MLflow; where not given, MLFLOW_TRACKING_URI says where"
+        None, description="log the study to MLflow; by default to MLFLOW_TRACKING_URI, if it is set"
     )
 
     @model_validator(mode="after")

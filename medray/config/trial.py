@@ -26,7 +26,7 @@ class SplitConfig(Section):
         description="share of the rows; with kfold, of the rows outside the test fold",
     )
     test: float = Field(0.2, gt=0, lt=1, description="share of the rows; with kfold, one fold")
-    seed: int = Field(0, description="another seed gives other sides")
+    seed: int = Field(0, description="seed of the split")
     group: str | None = Field(
         None, description="metadata column whose equal values stay on one side (kind: grouped)"
     )
@@ -35,7 +35,7 @@ class SplitConfig(Section):
         None,
         ge=0,
         description=(
-            "kfold: the fold that is the test split; where not given each is in turn, and their "
+            "kfold: the fold that is the test split; by default each fold is in turn, and their "
             "predictions are pooled"
         ),
     )
@@ -57,7 +57,7 @@ class SplitConfig(Section):
 
     @property
     def is_pooled(self) -> bool:
-        """Whether every row is a test row once."""
+        """Return whether every row is a test row once."""
         return self.kind == "kfold" and self.fold is None
 
 
@@ -71,15 +71,15 @@ class DataConfig(Section):
         None,
         ge=2,
         description=(
-            "at most this many validation rows and as many test rows are answered and judged, "
-            "labels in proportion; answers in words take seconds each"
+            "at most this many validation rows and as many test rows are evaluated, with labels in "
+            "proportion; generated answers take seconds each"
         ),
     )
     corrections: str | None = Field(
         None,
         description=(
             "file of ids and labels (CSV or JSON lines) that replace those of the data; `medray "
-            "review --output` makes one"
+            "review --output` writes one"
         ),
     )
     near_duplicate: float = Field(
@@ -97,10 +97,10 @@ class ModelOptions(Section):
         "auto", description="arithmetic; auto times fp32 against bf16 on a real micro-batch"
     )
     quantization: Literal["none", "nf4"] = Field(
-        "none", description="nf4: the base's layers in 4 bits, heads as they are (QLoRA)"
+        "none", description="nf4: the base's layers in 4 bits, heads unchanged (QLoRA)"
     )
     double_quantization: bool = Field(
-        True, description="with nf4: its scales in 8 bits, 0.4 bits a weight less"
+        True, description="with nf4: its scales in 8 bits, 0.4 bits less per weight"
     )
     dropout: float = Field(
         0.0, ge=0, lt=1, description="dropout inside the frozen base; LoRA has its own"
@@ -124,7 +124,7 @@ class LoraConfig(Section):
     dropout: float = Field(0.05, ge=0, lt=1, description="share of the adapter's inputs left out")
     rslora: bool = Field(False, description="scale by alpha / sqrt(r) instead of alpha / r")
     targets: tuple[str, ...] | None = Field(
-        None, description="names of linear layers to adapt; the family's own where not given"
+        None, description="names of linear layers to adapt; by default those of the model's family"
     )
     top_layers: int | None = Field(
         None, ge=1, description="adapt only this many layers, counted from the top"
@@ -136,14 +136,14 @@ class TrainConfig(Section):
     strategy: str = Field(
         "torch",
         description=(
-            "how a step is taken: torch (several workers add their gradients up once a step) or "
-            "deepspeed (they share out states)"
+            "how a step is taken: torch (several workers add up their gradients once per step) or "
+            "deepspeed (each worker holds a share of the states)"
         ),
     )
     zero_stage: Literal[0, 1, 2, 3] | None = Field(
         None,
         description=(
-            "with strategy deepspeed, what workers share out: 1 the optimizer's states, 2 "
+            "with strategy deepspeed, what is split between workers: 1 the optimizer's states, 2 "
             "gradients too, 3 weights too, 0 nothing"
         ),
     )
@@ -165,34 +165,40 @@ class TrainConfig(Section):
         None,
         gt=0,
         description=(
-            "peak rate of AdamW; where not given, search.algorithm auto tries several, and other "
-            "trials take 5e-4"
+            "peak rate of AdamW; by default search.algorithm auto tries several, and other trials "
+            "take 5e-4"
         ),
     )
     head_learning_rate: float | None = Field(
-        None, gt=0, description="peak rate of the head; that of the adapter where not given"
+        None, gt=0, description="peak rate of the head; by default that of the adapter"
     )
     weight_decay: float = Field(0.01, ge=0, description="decay of the weights per step, by AdamW")
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     warmup_steps: int | None = Field(None, ge=0, description="steps in which the rate rises")
-    warmup_ratio: float | None = Field(None, ge=0, lt=1, description="its share of all steps")
-    max_grad_norm: float | None = Field(1.0, gt=0, description="gradients are clipped to it")
+    warmup_ratio: float | None = Field(
+        None, ge=0, lt=1, description="share of all steps in which the rate rises"
+    )
+    max_grad_norm: float | None = Field(
+        1.0, gt=0, description="norm to which gradients are clipped"
+    )
     patience: int | None = Field(
         None, ge=1, description="stop after this many evaluations without a better metric"
     )
     evaluate_every_steps: int | None = Field(
-        None, ge=1, description="evaluate this often instead of once an epoch"
+        None, ge=1, description="steps between evaluations; by default once per epoch"
     )
     log_every_steps: int = Field(10, ge=1, description="steps between two lines of the log")
     state_every_steps: int | None = Field(
         None,
         ge=1,
         description=(
-            "store the state for a resume this often, besides at every evaluation, Ctrl-C and "
-            "SIGTERM"
+            "steps between stored states for a resume, besides those at every evaluation, Ctrl-C "
+            "and SIGTERM"
         ),
     )
-    keep_checkpoints: int = Field(1, ge=1, description="latest checkpoints kept, besides the best")
+    keep_checkpoints: int = Field(
+        1, ge=1, description="number of latest checkpoints to keep, besides the best"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -218,20 +224,20 @@ class TrainConfig(Section):
 
 
 class ResourcesConfig(Section):
-    """What one trial computes on."""
+    """The hardware of one trial."""
 
     launcher: Literal["auto", "inline", "train"] = Field(
         "auto",
         description=(
             "train: workers of Ray Train; inline: the trial's own process, for one worker; auto: "
-            "inline where that can be"
+            "inline if possible"
         ),
     )
     num_workers: int | tuple[int, int] = Field(
         1,
         description=(
-            "of a trial; [least, most]: as many as are free, more or fewer while it trains, with "
-            "the same results"
+            "workers of a trial; [least, most]: as many as are free, more or fewer while it "
+            "trains, with the same results"
         ),
     )
     placement: Literal["pack", "spread"] = Field(
@@ -244,21 +250,21 @@ class ResourcesConfig(Section):
     cpus_per_worker: int | None = Field(
         None,
         ge=1,
-        description="CPUs and threads of a worker; chosen for the cluster where not given",
+        description="CPUs and threads per worker; by default chosen for the cluster",
     )
     gpus_per_worker: float | None = Field(
-        None, ge=0, description="1 where the cluster has a GPU, else 0, if not given"
+        None, ge=0, description="GPUs per worker; by default 1 if the cluster has a GPU, else 0"
     )
     max_failures: int = Field(
         2,
         ge=0,
-        description="how often a trial whose process died goes on from its last stored state",
+        description="how often a trial whose process died continues from its last stored state",
     )
     grace_s: float = Field(
         30.0,
         ge=0,
         description=(
-            "seconds that Ctrl-C and SIGTERM leave a trial to end its step and store its state"
+            "seconds for a trial to end its step and store its state after Ctrl-C or SIGTERM"
         ),
     )
 
