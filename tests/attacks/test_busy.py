@@ -57,7 +57,7 @@ def test_a_trial_whose_end_takes_ten_seconds_longer_costs_no_other_trial(
         board = ray_studies.run(study, cluster).board
     assert len(statuses(board)) > 1
     assert set(statuses(board)) <= {"finished", "stopped"}
-    assert "goes on from its last stored state" not in caplog.text
+    assert "continues from its last stored state" not in caplog.text
 
 
 def test_a_trial_that_tune_loses_is_run_again_by_the_study(
