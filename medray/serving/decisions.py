@@ -60,9 +60,8 @@ class QuestionRequest(BaseModel):
     @abstractmethod
     def respond(self, reply: InquiryReply, model: str, request_id: str) -> BaseModel: ...
 
-    @classmethod
     @abstractmethod
-    def refuse(cls, refusal: Refusal, request_id: str) -> JSONResponse: ...
+    def refuse(self, refusal: Refusal, request_id: str) -> JSONResponse: ...
 
 
 class QuestionResponse(BaseModel):
@@ -163,7 +162,8 @@ def _endpoint(
         seconds = time.perf_counter() - start
         if isinstance(outcome, Refusal):
             service.record(Event(request_id, model, outcome.status, seconds))
-            return format.refuse(outcome, request_id)
+            response: Response = body.refuse(outcome, request_id)
+            return response
         service.record(
             Event(
                 request_id,

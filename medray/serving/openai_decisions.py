@@ -236,8 +236,7 @@ class DecisionsRequest(QuestionRequest):
             ),
         )
 
-    @classmethod
-    def refuse(cls, refusal: Refusal, request_id: str) -> JSONResponse:
+    def refuse(self, refusal: Refusal, request_id: str) -> JSONResponse:
         # OpenAI's clients expect 400 for every invalid request.
         status = 400 if refusal.status == 422 else refusal.status
         return error_response(replace(refusal, status=status), request_id)

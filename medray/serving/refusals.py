@@ -87,6 +87,12 @@ def refusal_headers(refusal: Refusal, request_id: str | None = None) -> dict[str
     return headers | ({"x-request-id": request_id} if request_id else {})
 
 
+def is_parameter(name: str) -> bool:
+    """Return whether a key looks like a parameter's name. Any other may be a patient's text, and is
+    never repeated."""
+    return _PARAMETER.fullmatch(name) is not None
+
+
 def detail_response(
     refusal: Refusal, places: tuple[InvalidPlace, ...], request_id: str | None = None
 ) -> JSONResponse:
@@ -106,10 +112,7 @@ async def on_invalid_body(request: Request, err: Exception) -> Response:
             message, item["loc"] = "the body is not valid JSON", ()
         if item["type"] == "union_tag_invalid":  # pydantic's message repeats the type
             message = f"type: Input should be {item['ctx']['expected_tags']}"
-        # Only keys that look like parameter names are shown; any other may be a patient's text.
-        loc = tuple(
-            part for part in item["loc"][1:] if isinstance(part, int) or _PARAMETER.fullmatch(part)
-        )
+        loc = tuple(part for part in item["loc"][1:] if isinstance(part, int) or is_parameter(part))
         if item["type"] == "too_short" and any(other.loc[: len(loc)] == loc for other in places):
             continue  # pydantic reports zero items after the first item failed
         places.append(InvalidPlace(loc=loc, msg=message, type=item["type"]))

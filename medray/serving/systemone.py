@@ -15,7 +15,7 @@ from medray.serving.decisions import (
     common_fields,
     render_json,
 )
-from medray.serving.refusals import Refusal, detail_response
+from medray.serving.refusals import Refusal, detail_response, is_parameter
 from medray.serving.routes import ERRORS
 from medray.serving.schemas import SYSTEMONE_PATH, DetailBody, ErrorBody, InvalidPlace
 from medray.serving.service import Inquiry, InquiryReply
@@ -231,11 +231,19 @@ class SystemOneRequest(QuestionRequest):
             fields |= {"threshold": threshold, "abstained": is_below}
         return fields
 
-    @classmethod
-    def refuse(cls, refusal: Refusal, request_id: str) -> JSONResponse:
-        place = refusal.param.split(".") if refusal.param else []
-        entry = InvalidPlace(loc=("body", *place), msg=refusal.message, type=refusal.type)
+    def refuse(self, refusal: Refusal, request_id: str) -> JSONResponse:
+        entry = InvalidPlace(
+            loc=("body", *self._place(refusal.param)),
+            msg=refusal.message.removeprefix(f"{refusal.param}: "),
+            type=refusal.type,
+        )
         return detail_response(refusal, (entry,), request_id)
+
+    def _place(self, param: str | None) -> tuple[str, ...]:
+        """Return the place of a parameter; a question has its name, if it looks like one."""
+        first, _, number = (param or "").partition(".")
+        name = list(self.questions)[int(number)] if number else ""
+        return tuple(filter(None, (first, name if is_parameter(name) else number)))
 
 
 def _question(

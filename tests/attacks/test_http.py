@@ -475,7 +475,10 @@ def test_a_wrong_input_is_named_once() -> None:
         {CANARY: {CANARY: 1}},
     ],
 )
-@pytest.mark.parametrize("path", ["/v1/classify", "/v1/choose", "/v1/chat/completions"])
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/classify", "/v1/choose", "/v1/chat/completions", "/v1/decisions", "/v1/systemone"],
+)
 def test_an_error_repeats_no_model_and_no_strange_key(path: str, body: dict[str, Any]) -> None:
     answer = http().post(path, json=body)
     assert answer.status_code >= 400

@@ -148,6 +148,54 @@ def test_mentions_are_marked_in_place_after_any_characters(page: Served) -> None
     page.is_clean()
 
 
+def test_typed_questions_are_shown_ready_and_answered_one_by_one(page: Served) -> None:
+    page.open("findings@best", width=360)
+    assert page.value("document.getElementById('typed').hidden") is False
+    page.type("#field-text", "A child with fever <b>today</b>")
+    page.value("document.querySelector('#typed summary').click()")
+    page.value("document.getElementById('send-questions').click()")
+    page.until("!document.getElementById('answer').hidden")
+    assert page.value(
+        "[...document.querySelectorAll('.decision')].map(one => one.textContent)"
+    ) == [
+        "asthmaNoConfidence 90.0 %Yes10.0 %No90.0 %",
+        "feverYesConfidence 90.0 %Yes90.0 %No10.0 %",
+    ]
+    assert page.service.inquiries[0].text == "A child with fever <b>today</b>"
+    page.is_clean()
+
+
+def test_an_abstained_question_and_one_that_the_release_does_not_answer_are_sentences(
+    page: Served,
+) -> None:
+    page.open("cancer@best")
+    page.type("#field-text", "An unclear text")
+    page.value("document.querySelector('#typed summary').click()")
+    page.value("document.getElementById('send-questions').click()")
+    page.until("!document.getElementById('answer').hidden")
+    assert (
+        page.text(".decision .warn")
+        == "Abstained. Confidence 66.7 %, below the threshold of 60.0 %."
+    )
+    page.value(
+        "document.getElementById('questions').value = "
+        "JSON.stringify([{type: 'predicate', instructions: 'Is it urgent?'}]);"
+        "document.getElementById('send-questions').click()"
+    )
+    page.until("!document.getElementById('problem').hidden")
+    assert "this release does not answer it; it answers choice" in str(page.text("#problem"))
+    page.value(
+        "document.getElementById('questions').value = '{';"
+        "document.getElementById('send-questions').click()"
+    )
+    page.until("document.getElementById('problem').textContent.includes('not JSON')")
+
+
+def test_a_release_without_questions_offers_none(page: Served) -> None:
+    page.open("diseases@1")
+    assert page.value("document.getElementById('typed').hidden")
+
+
 def test_a_conversation_streams_as_text_goes_on_and_stops(page: Served) -> None:
     page.open("adviser@best", width=360)
     page.type("#message", "What is asthma?")

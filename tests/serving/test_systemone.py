@@ -207,15 +207,16 @@ def test_other_refusals_have_the_same_shape() -> None:
     assert unknown.json() == {
         "detail": [
             {
-                "loc": ["body", "questions", "0"],
+                "loc": ["body", "questions", "fever"],
                 "msg": (
-                    "questions.0: this release does not answer it; it answers choice "
-                    '"label" (cancer, no cancer)'
+                    'this release does not answer it; it answers choice "label" (cancer, no cancer)'
                 ),
                 "type": "unknown_question",
             }
         ]
     }
+    with_text = ask("a", {SECRET: FEVER}).json()
+    assert with_text["detail"][0]["loc"] == ["body", "questions", "0"]
     model = ask("a", {"label": CANCER}, model="nobody")
     assert (model.status_code, model.json()["detail"][0]["loc"]) == (404, ["body", "model"])
     many = ask("a", {str(n): CANCER for n in range(5)}, limits=Limits(questions=4))

@@ -19,6 +19,7 @@ _SCRIPTS = (
     "page_form.js",
     "page_answers.js",
     "page_talk.js",
+    "page_typed.js",
 )
 
 

@@ -1,7 +1,7 @@
 "use strict";
 // Text from the server only goes into text nodes.
 const $ = id => document.getElementById(id);
-const CHAT = "/v1/chat/completions", KEY = "medray-token", MANY = 12, LISTED = 60;
+const CHAT = "/v1/chat/completions", DECISIONS = "/v1/decisions", KEY = "medray-token", MANY = 12, LISTED = 60;
 const state = { cards: [], card: null, terms: {}, turns: [], stopper: null };
 
 function make(tag, attributes, ...children) {
@@ -116,6 +116,7 @@ $("access").addEventListener("submit", event => {
 });
 $("release").addEventListener("change", event => choose(event.target.value));
 $("question").addEventListener("submit", ask);
+$("decide").addEventListener("submit", askTyped);
 $("clear").addEventListener("click", () => { form(); show("answer", false); complain(""); $("fields").querySelector("input,textarea").focus(); });
 $("chat-form").addEventListener("submit", sendMessage);
 $("stop").addEventListener("click", stop);

@@ -3,7 +3,8 @@
 function form() {
   state.terms = {};
   fill("fields", ...state.card.form.fields.map(field));
-  $("ask-title").textContent = { "/v1/extract": "Mark what a text mentions", "/v1/choose": `Which of ${state.card.labels.length} labels` }[state.card.path] || "Classify a text";
+  typedForm();
+  $("ask-title").textContent = { [DECISIONS]: "Ask about a text", "/v1/extract": "Mark what a text mentions", "/v1/choose": `Which of ${state.card.labels.length} labels` }[state.card.path] || "Classify a text";
 }
 
 function field({ name, kind }) {
@@ -67,18 +68,24 @@ function composeText() {
 async function ask(event) {
   event.preventDefault();
   const card = state.card;
-  complain("");
-  try {
+  if (card.path === DECISIONS) return askTyped(event);
+  await answerWith($("send"), async () => {
     const text = composeText();
-    $("send").disabled = true;
-    $("ask-status").textContent = "Asking …";
     const response = await (await call(card.path, { model: card.id, text })).json();
     if (card === state.card) showAnswer(text, response);
+  });
+}
+
+async function answerWith(button, request) {
+  complain("");
+  try {
+    button.disabled = true;
+    $("ask-status").textContent = "Asking …";
+    await request();
   } catch (error) {
     report(error);
   } finally {
-    $("send").disabled = false;
+    button.disabled = false;
     $("ask-status").textContent = "";
   }
 }
-

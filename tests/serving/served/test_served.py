@@ -305,6 +305,25 @@ def test_a_browser_uses_a_running_service(served: Served) -> None:
         assert {url.startswith(served.client.url) for url in tab.requests} == {True}
 
 
+def test_openais_client_gets_the_confidence_of_the_release_from_a_running_serve(
+    served: Served,
+) -> None:
+    questions = served.client.questions("cancer@1")
+    decision = served.openai.decisions.create(
+        model="cancer@1",
+        input=TEXTS[0],
+        questions=questions,  # type: ignore[arg-type]
+    )
+    (answer,) = decision.answers
+    (label,) = served.client.classify(TEXTS[:1], model="cancer@1").predictions
+    assert answer.type == "choice"
+    assert (answer.choice, answer.answer_confidence) == (label.label, label.confidence)  # type: ignore[attr-defined]
+    assert {one.value: one.probability for one in answer.probabilities} == label.probabilities
+    with pytest.raises(RefusedError, match="400 model: adviser answers at /v1/chat/completions"):
+        served.client.decide(TEXTS[0], questions, model="adviser")
+    assert f'"labels": ["{label.label}"]' in served.audit_lines('"release": "cancer@1"')[-1]
+
+
 def test_two_requests_in_flight_over_a_switch_are_each_answered_by_one_model(best: Served) -> None:
     """Every answer is exactly what its version says to these texts: no request sees half of two
     models."""
