@@ -253,6 +253,7 @@ def test_a_winner_is_published_listed_verified_evaluated_and_exported(
     assert "of 12 validation rows are predicted wrongly" in review.stdout, review.stderr
 
     # Another study opens the same test rows; it has its own folder of runs, but the same log.
+    in_process.without_ray(monkeypatch)
     again = medray("study", "study.yaml", "name=second", "train.epochs=1")
     assert again.returncode == 0
     assert "test labels of this split were opened 2 time(s) before" in again.stderr
@@ -441,6 +442,7 @@ def test_ctrl_c_ends_a_search_cleanly_and_what_ran_can_go_on(study: Path, tmp_pa
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_a_study_at_once(study: Path, tmp_path: Path) -> None:
     running = Study(
         study, "train.epochs=100000", "train.evaluate_every_steps=1000000", "resources.grace_s=600"
