@@ -41,14 +41,10 @@ TWO_WORKERS = {
     "zero 3, fp16": zero(3, "model.precision=fp16"),
 }
 FP16 = (*SETTINGS, "model.precision=fp16")
-INTERRUPT = {"torch": SETTINGS, "zero 2": zero(2), "zero 3": zero(3)}
+INTERRUPT = {"torch": SETTINGS, "zero 2": zero(2)}  # SECOND_LEG stores the state of stage 3
 SECOND_LEG = {"torch": SETTINGS, "zero 2": zero(2), "zero 3": zero(3)}
-BREADTH = (
-    "zero 0",
-    "zero 1",
-    "zero 2, offloaded",
-    "zero 0, fp16",
-)  # what stays in the slow tests: stages 2 and 3 are others' promises too
+# What only the slow tests run. A job of stage 3 takes five times as long as one of stage 2.
+BREADTH = ("zero 0", "zero 1", "zero 2, offloaded", "zero 0, fp16", "zero 3, fp16")
 
 
 def of(names: Iterable[str]) -> pytest.MarkDecorator:
@@ -126,7 +122,7 @@ def test_two_workers_compute_what_one_does(outcomes: Outcomes, name: str) -> Non
     assert figures(two.history) == pytest.approx(figures(outcomes.plain.history), abs=1e-5)
 
 
-def test_a_choice_whose_output_layer_is_asked_at_answers_alone_trains_in_shards(
+def test_a_choice_whose_output_layer_computes_answers_alone_trains_in_shards(
     outcomes: Outcomes,
 ) -> None:
     assert outcomes.sharded_choice.losses == pytest.approx(outcomes.choice.losses, abs=1e-5)
@@ -154,7 +150,7 @@ def test_a_base_in_4_bits_trains_beside_shards_and_in_them(outcomes: Outcomes, n
     assert outcomes.nf4.losses != pytest.approx(outcomes.plain.losses, abs=1e-4)
 
 
-def test_the_arithmetic_is_bf16_where_it_is_asked_for(outcomes: Outcomes) -> None:
+def test_the_arithmetic_is_bf16_if_it_is_set(outcomes: Outcomes) -> None:
     assert outcomes.two["zero 2, bf16"].losses == pytest.approx(outcomes.bf16.losses, abs=2e-2)
     assert outcomes.two["zero 2, bf16"].losses != pytest.approx(outcomes.plain.losses, abs=1e-4)
 
@@ -257,7 +253,7 @@ def test_a_checkpoint_from_shards_is_whole(outcomes: Outcomes, name: str) -> Non
         (["resources.num_workers=0"], "num_workers 0: at least 1"),
     ],
 )
-def test_what_a_strategy_cannot_do_is_told_before_anything_starts(
+def test_what_a_strategy_cannot_do_is_an_error_before_a_study_starts(
     tmp_path: Path, settings: list[str], sentence: str
 ) -> None:
     with pytest.raises(ConfigError, match=sentence):
