@@ -23,6 +23,7 @@ from medray.types import Chunk, Floats32, Head, Sampling
 
 MOST_LOGITS = 1 << 26  # numbers per batch: 256 MB
 MOST_EMBEDDINGS = 500  # per call
+DEPTH = 2 / 3  # of the layers, where embeddings are taken
 _LEAST_SHARE = 0.75  # length of a row in a batch, as a share of the longest one
 
 
@@ -84,10 +85,18 @@ class TransformersEngine:
             rows |= dict(zip(batch, np.concatenate([outputs, embeddings], axis=1), strict=True))
         return np.stack([rows[at] for at in range(len(inputs))])
 
+    def mean_states(self, inputs: Sequence[Sequence[int]]) -> Floats32:
+        """Return the mean state of the last layer, a row per input."""
+        self._needs_head(per_token=False)
+        rows: dict[int, Floats32] = {}
+        for batch, _, means in self._batches_with_embeddings(inputs, depth=1.0):
+            rows |= dict(zip(batch, means, strict=True))
+        return np.stack([rows[at] for at in range(len(inputs))])
+
     def _batches_with_embeddings(
-        self, inputs: Sequence[Sequence[int]]
+        self, inputs: Sequence[Sequence[int]], *, depth: float = DEPTH
     ) -> Iterator[tuple[list[int], Floats32, Floats32]]:
-        with watch(self.model) as states:
+        with watch(self.model, depth) as states:
             for batch, outputs in self._outputs(inputs):
                 yield batch, outputs, states.means([len(inputs[at]) for at in batch])
 
@@ -237,9 +246,6 @@ def _batches(
         yield batch
 
 
-_DEPTH = 2 / 3  # of the layers
-
-
 class States:
     """The outputs of a layer in its last forward pass."""
 
@@ -273,11 +279,11 @@ class States:
 
 
 @contextmanager
-def watch(model: BuiltModel) -> Iterator[States]:
-    """Store the states of a layer at two thirds of the depth, for each forward pass in a block."""
+def watch(model: BuiltModel, depth: float = DEPTH) -> Iterator[States]:
+    """Store the states of the layer at this depth, for each forward pass in a block."""
     states = States()
     layers = base_of(model.network).get_submodule(model.family.layers_path)
-    hook = layers[max(1, round(_DEPTH * len(layers))) - 1].register_forward_hook(states.store)
+    hook = layers[max(1, round(depth * len(layers))) - 1].register_forward_hook(states.store)
     try:
         yield states
     finally:

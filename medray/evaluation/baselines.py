@@ -37,7 +37,7 @@ class TrainingRows:
     truth: Bools
     multi_label: bool
 
-    def sample(self, most: int, seed: int) -> "TrainingRows":
+    def sample(self, most: int, seed: int = 0) -> "TrainingRows":
         """Return at most this many of the rows, drawn at random."""
         if len(self.texts) <= most:
             return self

@@ -24,7 +24,7 @@ from medray.storage import checkpoint, files
 from medray.storage.checkpoint import Manifest, Probe
 from medray.tasks.base.protocol import Task, restore
 from medray.tasks.base.questions import Decisions, QuestionError, decide, questions_of
-from medray.types import Engine, Example, Prediction, Question
+from medray.types import Engine, Example, Head, Prediction, Question
 
 PROBE_TEXTS = (
     (
@@ -167,11 +167,13 @@ def find_base(where: str, manifest: Manifest) -> Base:
     return base
 
 
-def base_model_engine(config: TrialConfig, *, device: str = "cpu") -> Engine:
-    """Return an engine with a trial's base model before training, for tasks without a head. It
+def base_model_engine(
+    config: TrialConfig, head: Head | None = None, *, device: str = "cpu"
+) -> TransformersEngine:
+    """Return an engine with a trial's base model before training, whose head, if any, is random. It
     computes in fp32 if the trial names no precision."""
     model = build(
-        sources.resolve(config.model.source, config.model.revision), None, config.model, None
+        sources.resolve(config.model.source, config.model.revision), head, config.model, None
     )
     model.network.to(device)
     return TransformersEngine(

@@ -1,5 +1,5 @@
-"""Predictions of the candidates of a final test on rows without labels: finalists, base models and
-baselines."""
+"""Predictions of the candidates of a final test on rows without labels: finalists and base
+models."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -9,18 +9,13 @@ from typing import Any, Protocol
 
 from medray.config.load import public_settings
 from medray.config.trial import TrialConfig
-from medray.data.dataset import Dataset
-from medray.evaluation import baselines
-from medray.evaluation.baselines import Baseline, TrainingRows, ValidationRows
-from medray.evaluation.calibration import is_multi_label
 from medray.evaluation.leaderboard import Entry
-from medray.evaluation.metrics import higher_is_better
 from medray.models.imports import without_garbage_collection
 from medray.registry.predictions import read_predictions
 from medray.storage import checkpoint
 from medray.study.placement import Placement
-from medray.tasks.base.protocol import Calibrated, Task, restore, task_options
-from medray.types import Engine, Example, Floats, Prediction
+from medray.tasks.base.protocol import Task, restore, task_options
+from medray.types import Engine, Example, Prediction
 
 
 class Caller(Protocol):
@@ -193,59 +188,3 @@ def predict_base_model(
     return Predictions(
         task, predictions, seconds, None, _answer_samples(task, engine)
     ), task.predict(engine, validation)
-
-
-def baseline_candidates(task: Task, dataset: Dataset, rows: Sequence[Example]) -> list[Candidate]:
-    """Return the baselines, fitted on training rows, for a task that predicts labels. Validation
-    rows choose their settings, as they choose those of models."""
-    if not isinstance(task, Calibrated):
-        return []
-    multi_label = is_multi_label(task)
-    train = TrainingRows(_texts(dataset.train), task.truth(dataset.train), multi_label)
-    references = [
-        baselines.majority(train.truth, multi_label=multi_label),
-        baselines.tfidf(train, _validation_rows(task, dataset.validation)),
-    ]
-    return [_baseline(reference, task, dataset, rows) for reference in references if reference]
-
-
-def _validation_rows(task: Calibrated, examples: Sequence[Example]) -> ValidationRows:
-    """Return the rows that choose a baseline's settings, by the metric of the study."""
-    metric = task.options.metric
-    sign = 1 if higher_is_better(metric) else -1
-
-    def value(probabilities: Floats) -> float:
-        predictions = _predictions(examples, probabilities)
-        answers = task.tune(predictions, examples).decide(predictions)
-        return sign * task.score(answers, examples).values[metric]
-
-    return ValidationRows(_texts(examples), value)
-
-
-def _texts(examples: Sequence[Example]) -> list[str]:
-    return [example.text for example in examples]
-
-
-def _predictions(examples: Sequence[Example], probabilities: Floats) -> list[Prediction]:
-    return [
-        Prediction(example.id, (), tuple(row.tolist()))
-        for example, row in zip(examples, probabilities, strict=True)
-    ]
-
-
-def _baseline(
-    reference: Baseline, task: Calibrated, dataset: Dataset, rows: Sequence[Example]
-) -> Candidate:
-    def predict_rows(examples: Sequence[Example]) -> list[Prediction]:
-        return _predictions(examples, reference.probabilities(_texts(examples)))
-
-    validation = predict_rows(dataset.validation)
-    # A threshold that is fitted to constant answers would predict a label for every row.
-    decider = task if reference.is_constant else task.tune(validation, dataset.validation)
-    start = time.perf_counter()
-    test = predict_rows(rows)
-    seconds = time.perf_counter() - start
-    entry = Entry(name=reference.name, kind="reference", settings=reference.settings)
-    return Candidate(
-        entry, decider, decider.decide(validation), decider.decide(test), 1000 * seconds / len(rows)
-    )

@@ -16,7 +16,7 @@ from medray.evaluation.leaderboard import Contender, Entry
 from medray.evaluation.slices import Slicer
 from medray.records import CalibrationRecord
 from medray.registry.predictions import examine, fit_calibration
-from medray.study import candidates
+from medray.study import candidates, references
 from medray.study.candidates import Caller, Candidate
 from medray.study.materials import Materials
 from medray.study.placement import Placement
@@ -151,12 +151,13 @@ def _predict(
     references."""
     bases = [study.trial(base) for base in study.base_models]
     by_fold, references_by_fold = [], []
+    encoder = references.frozen_encoder(bases, task, placement, call)
     for fold in folds:
         rows, validation = fold.dataset.unlabelled_test(), fold.dataset.validation
         by_fold.append(
             candidates.finalist_candidates(fold.entries, rows, validation, placement, call)
         )
-        references = candidates.baseline_candidates(task, fold.dataset, rows)
+        baselines = references.baseline_candidates(task, fold.dataset, rows, encoder)
         if task.head() is None:
             configs = [
                 candidates.with_precision_of(fold.entries, config, number)
@@ -164,10 +165,10 @@ def _predict(
             ]
             # The prompt of this fold's task shows rows of this fold.
             fold_task = tasks.fit(task.options, fold.dataset.label_sets(), fold.dataset.train)
-            references += candidates.base_model_candidates(
+            baselines += candidates.base_model_candidates(
                 configs, fold_task, rows, validation, placement, call
             )
-        references_by_fold.append(references)
+        references_by_fold.append(baselines)
     return by_fold, references_by_fold
 
 

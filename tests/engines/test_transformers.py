@@ -14,6 +14,7 @@ from medray.errors import ConfigError, DataError
 from medray.evaluation.novelty import Cloud
 from medray.models import sources
 from medray.models.build import BuiltModel, build
+from medray.models.families import ENCODERS
 from medray.types import Chunk, Head, Sampling, gather
 
 HEAD = Head(("a", "b"))
@@ -76,6 +77,8 @@ def test_embeddings_come_with_the_logits_and_are_a_rows_own_in_any_batch(
     assert (
         np.abs(outputs[0, 2:] - states[1][0].mean(0).numpy()).max() < 1e-4
     )  # of two layers the first
+    if family in ENCODERS:  # whose last layer is the last state; a decoder normalizes after it
+        assert np.abs(engine.mean_states(rows)[0] - states[2][0].mean(0).numpy()).max() < 1e-4
 
 
 def test_an_engine_that_keeps_embeddings_answers_as_one_that_does_not(

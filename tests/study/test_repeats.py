@@ -139,7 +139,7 @@ def test_every_row_is_answered_once_by_a_model_that_had_not_seen_it(tmp_path: Pa
         answered += [example.id for example in data.unlabelled_test()]
     assert sorted(answered) == sorted(f"r{number}" for number in range(60))
     references = [entry for entry in outcome.board.entries if entry.kind == "reference"]
-    assert len(references) == 2
+    assert len(references) == 3
     assert all(pair.split in ("validation", "test") for pair in outcome.board.comparisons)
     release = Registry(study.storage_path).resolve("cancer@best")
     assert release.record.test is not None

@@ -66,8 +66,13 @@ def test_every_base_model_is_searched_the_winner_published_and_every_file_writte
     assert watcher.num_trials == 4
     assert [record.status for record in outcome.run.records()] == ["finished"] * 4
     finalists = {entry.name for entry in board.entries if entry.test}
-    assert len(finalists) == 5  # one finalist of each base model, and two references
-    assert {"tiny-llama-000", "majority", "TF-IDF + logistic regression"} < finalists
+    assert len(finalists) == 6  # one finalist of each base model, and three references
+    assert {
+        "tiny-llama-000",
+        "majority",
+        "TF-IDF + logistic regression",
+        "frozen tiny-bert + logistic regression",
+    } < finalists
     assert all(
         entry.seconds_to_first_step is not None and entry.seconds_to_first_step > 0
         for entry in board.entries
