@@ -102,6 +102,31 @@ class Leaderboard:
         )
 
     @property
+    def best_baseline(self) -> Entry | None:
+        """Return the best reference on validation rows, or None where the study has none."""
+        references = (entry for entry in self.entries if entry.kind == "reference")
+        return next((entry for entry in references if self.metric in entry.validation), None)
+
+    @property
+    def main_comparisons(self) -> list[Pairing]:
+        """List the comparisons with the runner-up, the best baseline, and the winner's base model
+        before training."""
+        baseline = self.best_baseline.name if self.best_baseline else ""
+        others = {
+            entry.name
+            for entry in self.entries
+            if entry.kind == "trial"
+            or entry.name == baseline
+            or (entry.base_model and entry.base_model == self.best.base_model)
+        }
+        return [pair for pair in self.comparisons if pair.other in others]
+
+    def title(self, name: str) -> str:
+        """Return an entry's name as it stands within a sentence."""
+        is_best = self.best_baseline is not None and name == self.best_baseline.name
+        return f"the best baseline ({name})" if is_best else name
+
+    @property
     def better_baselines(self) -> list[Entry]:
         """List the baselines that are better than the winner on validation rows, best first."""
         sign = 1 if higher_is_better(self.metric) else -1

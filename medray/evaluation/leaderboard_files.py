@@ -222,7 +222,7 @@ def sentences(board: Leaderboard, winner_analysis: Analysis | None = None) -> li
         lines.append(
             f"tie: validation rows cannot separate {', '.join(board.tied)}; {board.tie_break}"
         )
-    for pair in board.comparisons:
+    for pair in board.main_comparisons:
         comparison = pair.comparison
         verdict = (
             "the rows cannot separate the two"
@@ -232,7 +232,7 @@ def sentences(board: Leaderboard, winner_analysis: Analysis | None = None) -> li
             else "worse"
         )
         lines.append(
-            f"winner minus {pair.other} on the same {pair.split} rows: {metric} "
+            f"winner minus {board.title(pair.other)} on the same {pair.split} rows: {metric} "
             f"{comparison.difference:+.4f} (95 % interval {comparison.low:+.4f} to "
             f"{comparison.high:+.4f}): {verdict}"
         )

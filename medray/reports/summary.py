@@ -63,7 +63,7 @@ def findings(data: StudyData) -> list[str]:
             f"{board.tie_break}."
         )
     for pair in references(data):
-        sentences.append(verdict(pair))
+        sentences.append(verdict(pair, board.title(pair.other)))
     if best.test and best.test_interval is None:
         sentences.append(
             f"{data.metric_name} has no interval, so it is not known whether the "
@@ -81,25 +81,28 @@ def findings(data: StudyData) -> list[str]:
 
 
 def references(data: StudyData) -> list[Pairing]:
-    """Return the comparisons of the winner with the references on test rows."""
+    """Return the comparisons of the winner on test rows with the best baseline, and with its base
+    model before training."""
     names = {entry.name for entry in data.references}
-    return [pair for pair in data.board.comparisons if pair.split == "test" and pair.other in names]
+    pairs = [pair for pair in data.board.main_comparisons if pair.split == "test"]
+    return [pair for pair in pairs if pair.other in names]
 
 
-def verdict(pair: Pairing) -> str:
+def verdict(pair: Pairing, other: str) -> str:
+    """Describe a comparison on test rows with `other`, the title of its other entry."""
     difference, low, high = pair.comparison.difference, pair.comparison.low, pair.comparison.high
     if pair.is_tie:
         return (
-            f"The test rows cannot separate it from {pair.other} (difference "
+            f"The test rows cannot separate it from {other} (difference "
             f"{with_sign(difference)}, 95 % interval {interval_text(pair)})."
         )
     if difference < 0:
         return (
-            f"On the same test rows, {pair.other} is better by {short(-difference)} (95 % interval "
+            f"On the same test rows, {other} is better by {short(-difference)} (95 % interval "
             f"{between(-high, -low)})."
         )
     return (
-        f"On the same test rows, it is better than {pair.other} by {short(difference)} (95 % "
+        f"On the same test rows, it is better than {other} by {short(difference)} (95 % "
         f"interval {between(low, high)})."
     )
 
@@ -113,15 +116,16 @@ def facts(data: StudyData) -> list[Fact]:
         f"95 % interval {between(spread.low, spread.high)}" if spread else "",
     )
     numbers = [figure]
-    if pairs := references(data):
-        closest = min(pairs, key=lambda pair: pair.comparison.difference)
-        numbers.append(
-            Fact(
-                with_sign(closest.comparison.difference),
-                f"difference to {closest.other}",
-                f"95 % interval {interval_text(closest)}",
+    baseline = data.board.best_baseline
+    for pair in references(data):
+        if baseline and pair.other == baseline.name:
+            numbers.append(
+                Fact(
+                    with_sign(pair.comparison.difference),
+                    f"difference to {data.board.title(pair.other)}",
+                    f"95 % interval {interval_text(pair)}",
+                )
             )
-        )
     seconds = sum(entry.seconds or 0.0 for entry in data.trials)
     numbers.append(
         Fact(

@@ -66,8 +66,8 @@ class FrozenEncoder:
 def embed(
     config: dict[str, Any], state: dict[str, Any], texts: Sequence[str], num_threads: int
 ) -> tuple[Floats32, float]:
-    """Return the features of texts, and the seconds without loading. The windows of a long text
-    are averaged."""
+    """Return the features of texts, of unit length, and the seconds without loading. The windows
+    of a long text are averaged."""
     with without_garbage_collection():
         import torch
 
@@ -84,10 +84,11 @@ def embed(
     start = time.perf_counter()
     states = engine.mean_states([row.tokens for row in rows])
     seconds = time.perf_counter() - start
-    place = np.array([int(row.row_id) for row in rows])
-    sums = np.zeros((len(texts), states.shape[1]), dtype=np.float32)
-    np.add.at(sums, place, states)
-    return sums / np.bincount(place)[:, None], seconds
+    features = np.zeros((len(texts), states.shape[1]), dtype=np.float32)
+    np.add.at(features, [int(row.row_id) for row in rows], states)
+    # The strengths of regularization are those of TF-IDF, whose rows have unit length too.
+    features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    return features, seconds
 
 
 def frozen_encoder(
@@ -113,7 +114,7 @@ def _size(config: TrialConfig) -> int | None:
         return None
     if family.name not in ENCODERS:
         return None
-    return sum(parameter.numel() for parameter in network.parameters())
+    return int(sum(parameter.numel() for parameter in network.parameters()))
 
 
 def baseline_candidates(

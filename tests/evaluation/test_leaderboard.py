@@ -3,6 +3,7 @@ cheaper model."""
 
 import csv
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -224,9 +225,35 @@ def test_references_stand_in_the_ranking_and_are_compared_but_never_win() -> Non
     assert [entry.name for entry in result.entries] == ["TF-IDF", "a"]
     assert result.winner == "a"
     assert any(
-        "winner minus TF-IDF on the same test rows" in sentence and "worse" in sentence
+        "winner minus the best baseline (TF-IDF) on the same test rows" in sentence
+        and "worse" in sentence
         for sentence in leaderboard_files.sentences(result)
     )
+
+
+def test_the_sentences_compare_with_the_best_baseline_and_the_board_with_all() -> None:
+    def baseline(name: str, validation: int, test: int) -> Contender:
+        reference = contender_of(name, validation, test, kind="reference")
+        return replace(reference, entry=replace(reference.entry, base_model=""))
+
+    references = [
+        baseline("majority", 100, 100),
+        baseline("TF-IDF", 150, 130),
+        baseline("frozen", 140, 160),
+        contender_of("small, untuned", 90, 90, kind="reference", base="small"),
+        contender_of("large, untuned", 95, 95, kind="reference", base="large"),
+    ]
+    result = board(contender_of("a", 190, 190, base="small"), references=references)
+    assert result.best_baseline is not None
+    assert result.best_baseline.name == "TF-IDF"  # by validation rows, not by test rows
+    assert {pair.other for pair in result.comparisons} == {one.entry.name for one in references}
+    others = {pair.other for pair in result.main_comparisons}
+    assert others == {"TF-IDF", "small, untuned"}
+    text = "\n".join(leaderboard_files.sentences(result))
+    assert "winner minus the best baseline (TF-IDF) on the same test rows" in text
+    assert "winner minus small, untuned on the same test rows" in text
+    assert "frozen" not in text
+    assert "majority" not in text
 
 
 def test_test_figures_carry_an_interval_and_rows_that_were_seen_before_say_so() -> None:
