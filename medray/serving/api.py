@@ -3,6 +3,7 @@
 import asyncio
 import time
 from dataclasses import asdict
+from functools import cache
 from importlib import metadata
 
 from fastapi import FastAPI, Request
@@ -87,11 +88,13 @@ def _add_pages(api: FastAPI, service: Service) -> None:
         }
         return JSONResponse(about, headers={"vary": "accept"})
 
+    @cache
+    def routes() -> str:
+        return reference.html(api.openapi())
+
     @api.get("/docs", include_in_schema=False)
     async def docs() -> Response:
-        return Response(
-            reference.html(api.openapi()), media_type="text/html", headers=home.headers()
-        )
+        return Response(routes(), media_type="text/html", headers=home.headers())
 
 
 def _add_information(api: FastAPI, service: Service) -> None:
