@@ -42,6 +42,7 @@ JOB_VARIABLES = {
     # CPU seconds.
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": "300",  # 30 s fail on a busy machine
     # Tune reuses a trial's process once its thread has ended. It waits 2 s for that, which is too
     # short for a busy machine, and loses the next trial.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "600",
@@ -209,6 +210,7 @@ def _single(num_cpus: int | None) -> None:
     # which may have been long ago.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
+    ray._private.ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = 300  # as above
     port = free_port()
     sessions = sessions_folder()
     remove_old_sessions(sessions)

@@ -32,6 +32,15 @@ def test_workers_know_the_dashboard_and_poll_often(cluster: Cluster) -> None:
 
 
 @pytest.mark.ray
+def test_the_dashboard_has_minutes_to_start_on_a_busy_machine(cluster: Cluster) -> None:
+    import ray
+
+    assert ray._private.ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S == 300
+    variable = "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT"
+    assert float(os.environ[variable]) > 30
+
+
+@pytest.mark.ray
 def test_a_node_of_our_own_listens_on_loopback_and_its_token_is_private(cluster: Cluster) -> None:
     import ray
 
