@@ -159,6 +159,8 @@ class Evaluation:
     is_last: bool
     seconds: float  # of training since the start, without evaluations
     tokens_per_s: float  # without padding
+    # Inside the first epoch and on part of the rows. It ranks no trial and has no checkpoint.
+    is_early: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -166,7 +168,8 @@ class Evaluation:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Build an evaluation from its dict and ignore fields of an earlier medray."""
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+        names = (field.name for field in fields(cls))
+        return cls(**{name: values[name] for name in names if name in values})
 
 
 def dump_history(history: Sequence[Evaluation]) -> bytes:

@@ -178,8 +178,8 @@ MUTATIONS = (
     Mutation(
         "base models share their rungs",
         "medray/study/search.py",
-        "        rungs = self._children[self._base_of[trial]].rungs",
-        "        rungs = self._children[0].rungs",
+        "        child = self._children[self._base_of[trial]]",
+        "        child = self._children[0]",
         "tests/study/test_search.py",
     ),
     Mutation(

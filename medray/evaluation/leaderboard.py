@@ -143,10 +143,14 @@ class Leaderboard:
 
 
 def best_evaluation(history: Sequence[Evaluation], metric: str) -> Evaluation | None:
-    """Return the best evaluation of a trial's whole history, the first of equal ones. Evaluations
-    whose metric is not a number are skipped."""
+    """Return the best evaluation of a trial's whole history, the first of equal ones. Early ones
+    and those whose metric is not a number are skipped."""
     sign = 1 if higher_is_better(metric) else -1
-    numbers = [evaluation for evaluation in history if not math.isnan(evaluation.metrics[metric])]
+    numbers = [
+        evaluation
+        for evaluation in history
+        if not evaluation.is_early and not math.isnan(evaluation.metrics[metric])
+    ]
     return max(numbers, key=lambda evaluation: sign * evaluation.metrics[metric], default=None)
 
 

@@ -108,7 +108,8 @@ class Progress:
         trial = self._view(record)
         value = evaluation.metrics[self.metric]
         trial.epoch, trial.value = evaluation.epoch, value
-        trial.best = value if trial.best is None else self._better(trial.best, value)
+        if not evaluation.is_early:
+            trial.best = value if trial.best is None else self._better(trial.best, value)
         self.heart.say(
             f"{record.trial}  epoch {evaluation.epoch}  step {evaluation.step}  train loss "
             f"{evaluation.train_loss:.4f}"

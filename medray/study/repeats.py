@@ -70,6 +70,9 @@ class Repeats:
     def start(self) -> None:
         pass
 
+    def early_rungs(self, base: int) -> tuple[float, ...]:
+        return ()
+
     def next(self) -> Proposal | None:
         return self._left.pop(0) if self._left else None
 

@@ -67,6 +67,10 @@ class Plan(Protocol):
 
     def complete(self, trial: str, settings: dict[str, Any], *, is_failure: bool) -> None: ...
 
+    def early_rungs(self, base: int) -> tuple[float, ...]:
+        """Return the rungs of a base model inside its first epoch."""
+        ...
+
 
 @dataclass
 class _Child:
@@ -204,12 +208,12 @@ class Search:
         # Two trials differ by less chance in their losses than in their F1.
         at_rung = -loss if loss is not None and child.compares_losses else value
         goes_on = child.rungs.goes_on(trial, epochs, at_rung)
-        if loss is None or child.sampler.num_trials == 1 or epochs < child.rungs.grace_epochs:
+        first_epochs = max(1.0, child.rungs.grace_epochs)  # no early evaluation counts
+        if loss is None or child.sampler.num_trials == 1 or epochs < first_epochs:
             return goes_on
         return child.patience.goes_on(trial, loss, value) and goes_on
 
     def early_rungs(self, base: int) -> tuple[float, ...]:
-        """Return the rungs of a base model inside its first epoch."""
         rungs = self._children[base].rungs
         return rungs.below(1.0) if rungs else ()
 

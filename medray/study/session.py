@@ -140,7 +140,11 @@ class Session:
         stop.prepare(folder)
         return TrialStart(
             Assignment(
-                record.trial, public_settings(config), str(self.material(config)), str(folder)
+                record.trial,
+                public_settings(config),
+                str(self.material(config)),
+                str(folder),
+                self.search.early_rungs(record.base),
             ),
             placement,
         )

@@ -22,6 +22,7 @@ class Assignment:
     config: dict[str, Any]  # a TrialConfig
     material: str  # path of the description that `gather` writes
     folder: str
+    early_rungs: tuple[float, ...] = ()  # parts of the first epoch, for evaluations on few rows
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -42,12 +42,13 @@ class Loop:
     pad_id: int
     precision: Precision
     device: str
-    evaluate: Callable[[], dict[str, float]]
+    evaluate: Callable[[bool], dict[str, float]]  # early or whole
     report: Callable[[Evaluation], None]
     store_state: Callable[[], None]
     on_step: Callable[[float], None] = lambda loss: None
     # checked on every worker; a request to one of them stops all
     is_interrupted: Callable[[], bool] = lambda: False
+    early_rungs: Sequence[float] = ()  # parts of the first epoch after which it evaluates early
     padding_side: Side = "right"
     rank: int = 0
     world_size: int = 1
@@ -101,13 +102,22 @@ class Loop:
         """Return whether an evaluation is due after the last step and still missing."""
         slot = self.slot
         every = self.train.evaluate_every_steps
-        is_due = slot.step % every == 0 if every else slot.cursor[1] == 0
+        is_due = slot.step % every == 0 if every else slot.cursor[1] == 0 or self._is_early()
         return slot.step > 0 and (is_due or slot.step == slot.num_steps) and not slot.is_evaluated
+
+    def _is_early(self) -> bool:
+        """Return whether the trial has reached a rung inside its first epoch."""
+        slot = self.slot
+        epoch, at = slot.cursor
+        if epoch or self.train.evaluate_every_steps or slot.step == slot.num_steps:
+            return False
+        return at in {math.ceil(rung * len(self.steps()) - 1e-9) for rung in self.early_rungs}
 
     def _evaluate(self) -> None:
         slot = self.slot
-        metrics = self.evaluate()
-        is_best = slot.stopper.update(metrics[slot.stopper.metric], slot.step)
+        is_early = self._is_early()
+        metrics = self.evaluate(is_early)
+        is_best = not is_early and slot.stopper.update(metrics[slot.stopper.metric], slot.step)
         at_epoch, at_step = slot.cursor
         evaluation = Evaluation(
             epoch=at_epoch + bool(at_step),
@@ -119,6 +129,7 @@ class Loop:
             is_last=slot.is_done,
             seconds=slot.seconds,
             tokens_per_s=slot.tokens_per_s,
+            is_early=is_early,
         )
         slot.loss_sum = slot.weight_sum = 0.0
         slot.history.append(evaluation)

@@ -37,6 +37,7 @@ from medray.types import Example, Floats32, Prediction
 log = logging.getLogger(__name__)
 # enough to measure the ratio of two precisions, and few enough to take about a second
 _TIMED_TOKENS = 2048
+_EARLY_ROWS = 500  # of validation, for an evaluation inside the first epoch
 
 
 class Trial:
@@ -46,8 +47,11 @@ class Trial:
         material: Material,
         folder: Path,
         report: Callable[[Evaluation], None],
+        *,
+        early_rungs: Sequence[float] = (),
     ) -> None:
         self.config, self.material, self.folder, self.report = config, material, folder, report
+        self.early_rungs = early_rungs
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.status = StatusFile(folder if distributed.rank() == 0 else None)
         self.status.stage("loading the base model")
@@ -143,6 +147,7 @@ class Trial:
             store_state=self._store_state,
             on_step=self._show_step,
             is_interrupted=self.stop.is_requested if self.stop else lambda: False,
+            early_rungs=self.early_rungs,
             padding_side=self.model.family.padding_side_train,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
@@ -217,12 +222,14 @@ class Trial:
             embeddings=embeddings,
         )
 
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self, is_early: bool = False) -> dict[str, float]:
         self.status.stage("evaluating")
         if self.stop:
             # The state is stored. A report may wait for a study that no longer reads it.
             self.stop.close()
         examples = self.material.validation
+        if is_early:
+            examples = examples[:: -(-len(examples) // _EARLY_ROWS)]
         embeddings: list[Floats32] = []
         predictions = self.predict_rows(examples, embeddings)
         task = self.task
@@ -262,6 +269,10 @@ class Trial:
         validation = self.validation
         assert validation is not None
         manifest = None
+        if evaluation.is_early:  # it has no checkpoint
+            if is_first:
+                self.files.write_history(self.slot.history)
+            return self.report(evaluation)
         if is_first or strategy.shards_model:  # the probe runs the model
             manifest = trial_folder.make_manifest(
                 self.config,

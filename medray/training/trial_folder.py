@@ -76,6 +76,10 @@ class TrialFolder:
             checkpoint.save(folder, fill, manifest)
             files.write(self.path / HISTORY, dump_history(history))
 
+    def write_history(self, history: Sequence[Evaluation]) -> None:
+        with files.room_for(self.path):
+            files.write(self.path / HISTORY, dump_history(history))
+
     def remove_checkpoints(self, best_step: int, num_newest: int) -> None:
         """Keep the best checkpoint and the newest ones.
 

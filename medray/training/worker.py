@@ -40,7 +40,8 @@ def run(assignment: Assignment, report: Callable[[dict[str, Any]], None], *, nod
                 ).as_row()
             )
 
-        trial = Trial(config, open_material(Path(assignment.material)), folder, send)
+        material = open_material(Path(assignment.material))
+        trial = Trial(config, material, folder, send, early_rungs=assignment.early_rungs)
         try:
             trial.run(resume=True)
         except TrialInterrupt as err:

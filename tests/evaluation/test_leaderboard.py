@@ -104,6 +104,12 @@ def board(
     return conclude("s", METRIC, trials, candidates, references, num_openings=1, tie=tie)
 
 
+def test_an_early_evaluation_ranks_no_trial() -> None:
+    early = replace(evaluation(1, 0.9), is_early=True)
+    assert entry_of(record("t"), [early, evaluation(1, 0.6)], METRIC).validation[METRIC] == 0.6
+    assert entry_of(record("t"), [early], METRIC).validation == {}
+
+
 def test_the_best_epoch_of_the_whole_history_counts_not_the_last() -> None:
     result = entry_of(
         record("a"), [evaluation(1, 0.7), evaluation(2, 0.9), evaluation(3, 0.6)], METRIC

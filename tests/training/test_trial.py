@@ -14,12 +14,14 @@ from medray.config.study import StudyConfig
 from medray.data import dataset
 from medray.errors import ArtifactError, DataError
 from medray.models import precision
+from medray.records import parse_history
 from medray.registry import loading
 from medray.storage import checkpoint, files
 from medray.tasks.base import protocol as tasks
 from medray.training import status
 from medray.training.loop import Loop
 from medray.training.material import gather
+from medray.training.trial import Trial
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
@@ -394,3 +396,31 @@ def test_a_trial_shows_its_steps_inside_an_epoch_and_leaves_no_status_behind(
         for entry in inside
     )
     assert status.read(tmp_path / "trial") is None
+
+
+def test_early_evaluations_read_few_rows_and_leave_training_and_the_best_epoch_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medray.training.trial._EARLY_ROWS", 5)
+    study_config = tiny.study(tmp_path, "train.epochs=2", "train.samples_per_step=4")
+    plain = tiny.trial(study_config, tmp_path / "plain")
+    whole = plain.run().history
+    num_rows: list[int] = []
+    early = Trial(
+        plain.config,
+        plain.material,
+        tmp_path / "early",
+        lambda evaluation: num_rows.append(early.validation.metrics.num_rows),
+        early_rungs=(1 / 9, 1 / 3),
+    )
+    result = early.run()
+    assert [row.is_early for row in result.history] == [True, True, False, False]
+    assert [row.step for row in result.history] == [1, 3, 9, 18]
+    num_validation = len(early.material.validation)
+    assert num_validation > 5
+    assert [num <= 5 for num in num_rows] == [True, True, False, False]
+    assert [row.metrics for row in result.history[2:]] == [row.metrics for row in whole]
+    assert sorted(path.name for path in (tmp_path / "early" / "checkpoints").iterdir()) == sorted(
+        path.name for path in (tmp_path / "plain" / "trial" / "checkpoints").iterdir()
+    )
+    assert parse_history((tmp_path / "early" / "history.json").read_bytes()) == result.history
