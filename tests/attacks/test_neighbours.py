@@ -1,5 +1,5 @@
-"""Other users of the machine, and other services beside ours: Ray's session, the audit log, a port,
-an application's name."""
+"""Other users of the machine, and other services on it: Ray's session, the audit log, a port, an
+application's name."""
 
 import json
 import logging
@@ -233,7 +233,7 @@ def test_a_local_cluster_is_not_started_in_a_folder_that_another_user_prepared(
 
 
 def test_a_forged_local_cluster_is_not_stopped(tmp_path: Path) -> None:
-    """Its process ids would be those of other processes of ours."""
+    """Its process ids would be those of this user's other processes."""
     tmp_path.chmod(0o777)
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as victim:
         (tmp_path / "node-0.pid").write_text(f"{victim.pid}\n")

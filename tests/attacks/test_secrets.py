@@ -213,8 +213,8 @@ def test_a_setting_that_is_named_as_a_secret_is_one() -> None:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A site that has rows.jsonl for who gives a password or a signature, and sends on from /moved/
-    to another address."""
+    """A site that serves rows.jsonl to requests with a password or a signature, and redirects
+    /moved/ to another address."""
 
     class Site(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:

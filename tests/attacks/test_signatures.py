@@ -1,4 +1,4 @@
-"""Releases that are signed, and stores whose every hash somebody has rewritten.
+"""Signed releases, and stores in which an attacker has rewritten every hash.
 docs/guides/security.md."""
 
 import json
@@ -90,8 +90,7 @@ def test_verify_takes_what_its_key_signed_and_refuses_other_keys_and_unsigned_ve
 
 
 def _rewrite_everything(root: Path) -> None:
-    """What somebody does who may write to the store and knows medray: no hash is left that
-    disagrees."""
+    """Attack as a writer of the store who knows medray: afterwards every hash agrees."""
     (folder,) = (root / "checkpoints").iterdir()
     weights = bytearray((folder / "adapter_model.safetensors").read_bytes())
     weights[-1] ^= 0x80

@@ -1,4 +1,4 @@
-"""Stores that somebody damaged or tampered with, and processes that are killed while they write.
+"""Damaged and manipulated stores, and processes that are killed while they write.
 docs/guides/security.md."""
 
 import errno
@@ -67,7 +67,7 @@ def edit(path: Path, **changes: Any) -> None:
 
 
 def rehash(root: Path, name: str = "cancer") -> None:
-    """What somebody with write access does: a manifest that vouches for changed files, and a record
+    """Attack with write access: write a manifest with the hashes of changed files, and a record
     that names it."""
     folder = files_of(root)
     edit(

@@ -1,4 +1,4 @@
-"""What a release tells of itself, from a checkpoint that was trained."""
+"""The card of a release, from a checkpoint that was trained."""
 
 import json
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""Every YAML for Ray Serve that ships is one that Ray reads, asks for what the application knows,
-and serves what our studies publish."""
+"""Every YAML for Ray Serve that ships fits Ray's schema and the application's options, and serves
+what the studies of jobs/studies publish."""
 
 import importlib
 import time
@@ -179,7 +179,7 @@ ANSWERED = ("pubmedqa", len(tiny.SIGNS), "medical-assistant")
 
 
 def ask_both(client: Client) -> tuple[str, int, str]:
-    """Who chooses, among how many, and who talks."""
+    """Return the release that chooses, its number of labels, and the release that chats."""
     choice = client.choose(["tumour in the lung"], model="pubmedqa")
     answer = client.chat([{"role": "user", "content": "fever"}], model="medical-assistant")
     return choice.release, len(choice.predictions[0].ranked), answer.release

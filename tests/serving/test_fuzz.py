@@ -19,7 +19,7 @@ from medray.serving.refusals import Refusal
 SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", fake_service.api(fake_service.Service()))
 OPERATIONS = {operation.ok().label: operation.ok() for operation in SCHEMA.get_all_operations()}
 RIGHT, WRONG = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
-# not that all well-formed requests are accepted: they may ask for several things of which we do one
+# A well-formed request may be refused, since it may combine fields that exclude each other.
 CHECKS = [
     not_a_server_error,
     checks.status_code_conformance,
@@ -51,8 +51,8 @@ def test_every_route_that_answers_is_in_the_document() -> None:
 
 
 def with_served_model(label: str, body: dict[str, Any]) -> dict[str, Any]:
-    """A request that keeps to the rules which a schema cannot say; else nearly all would end at
-    them."""
+    """Return a request that keeps the rules that a schema cannot express: most others would fail
+    by them."""
     served = [
         name for name, card in fake_service.CARDS.items() if card.path.removeprefix("/v1") in label
     ] or ["adviser@best"]

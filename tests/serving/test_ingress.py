@@ -1,5 +1,5 @@
-"""How the ingress asks replicas for pieces: once more where nothing was told, and never longer than
-anybody listens."""
+"""The ingress gets pieces from replicas: it repeats a call that sent nothing, and stops with the
+client."""
 
 import asyncio
 from collections.abc import Callable, Sequence

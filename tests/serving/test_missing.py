@@ -1,5 +1,5 @@
-"""What a server does without: a release that is not there yet, a checkpoint that is lost, a folder
-that nobody named wholly."""
+"""A server without a release that is not published yet, without a checkpoint that is lost, and with
+a relative path."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""OpenAI's routes over a service that talks without a model, asked by OpenAI's own client."""
+"""OpenAI's routes over a chat service without a model, called by OpenAI's own client."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""How many files a reader opens who follows one request."""
+"""The number of files that one request passes."""
 
 import pytest
 from support.request_trace import REQUESTS, files_of_request

@@ -1,5 +1,5 @@
-"""Texts of many requests in one thread: who joins when, who is told what, and what a full queue
-says."""
+"""Texts of many requests in one thread: when a request joins, what its client gets, and how a
+full queue refuses."""
 
 import queue
 import threading
@@ -16,8 +16,8 @@ from medray.types import Chunk, Sampling
 
 
 class Counting:
-    """A generation that counts: each step says a row's next number, until it has said as many as
-    were asked for."""
+    """A generation that counts: each step yields a row's next number, up to the number of tokens
+    of the request."""
 
     def __init__(self) -> None:
         self.rows: list[Any] = []

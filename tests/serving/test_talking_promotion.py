@@ -1,5 +1,5 @@
-"""An alias of a release that talks moves while clients are told streams: each is whole, and all of
-one version."""
+"""The alias of a chat release moves while clients read streams: each stream is whole and comes
+from one version."""
 
 import threading
 import time

@@ -21,7 +21,7 @@ from medray.storage import checkpoint
 def with_changes(
     source: Path, target: Path, adapter: dict[str, Any] | None = None, **manifest: Any
 ) -> Path:
-    """A copy of a checkpoint whose adapter or manifest says something else."""
+    """Return a copy of a checkpoint with a changed adapter or manifest."""
 
     def fill(folder: Path) -> None:
         for path in source.rglob("*"):

@@ -1,5 +1,5 @@
-"""Releases on vLLM, opened as a replica opens them, and asked over HTTP: merged alone, or as
-adapters that share a base."""
+"""Releases on vLLM, opened as in a replica and called over HTTP: merged alone, or as adapters that
+share a base."""
 
 import json
 import queue
@@ -102,7 +102,7 @@ def complete(chat: ChatModel, question: str) -> Chunk:
 
 
 def reference_texts(release: Release) -> list[tuple[str, str | None]]:
-    """What the release says on transformers, in fp32."""
+    """Return the release's texts on transformers, in fp32."""
     model = release.load(precision="fp32")
     prompts = [
         model.task.prompt([Message("user", question)], model.engine.tokenizer, 6)

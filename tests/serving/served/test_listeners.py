@@ -1,4 +1,4 @@
-"""Who listens where while a release is served on one machine."""
+"""The listeners of a release that is served on one machine."""
 
 import contextlib
 import os

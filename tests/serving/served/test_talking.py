@@ -1,5 +1,5 @@
-"""A release that talks behind Serve, asked by OpenAI's own client: streams, queues, and clients
-that leave."""
+"""A chat release behind Serve, called by OpenAI's own client: streams, queues, and clients that
+disconnect."""
 
 import contextlib
 import json
@@ -106,7 +106,7 @@ def test_a_full_queue_is_a_rate_limit_and_empties_again(served: Served) -> None:
         thread.start()
         served.wait_until_generating(min(number, 3))
     end = time.monotonic() + 10
-    while len(answers) < 5:  # two are told, three are refused, one waits
+    while len(answers) < 5:  # two get texts, three are refused, one waits
         assert time.monotonic() < end
         time.sleep(0.05)
     refusals = [answer for answer in answers if isinstance(answer, openai.RateLimitError)]
