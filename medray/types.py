@@ -229,6 +229,8 @@ class Encoded:
     tokens: tuple[int, ...]
     target: TokenIds  # for the task's loss: a class, the active classes, or a position
     truncated: bool = False
+    # Tokens of the whole text before truncation, as the audit counts them; None if not counted.
+    text_length: int | None = None
 
 
 DISCLAIMER = "Research software, not a medical device: no diagnosis, no treatment decision."

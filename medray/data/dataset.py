@@ -3,7 +3,6 @@ labels of test rows."""
 
 import json
 import logging
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -12,6 +11,9 @@ from heapq import merge
 from itertools import chain
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from medray.config.trial import DataConfig
 from medray.data import corrections, duplicates, minhash, reading
@@ -27,6 +29,7 @@ from medray.storage import files
 from medray.types import SPLITS, Example, Split
 
 Bring = Callable[[int], Sequence[Example]]
+RowCounts = npt.NDArray[np.int32]
 log = logging.getLogger(__name__)
 _BATCH = 1024  # rows in memory at a time
 
@@ -55,9 +58,9 @@ class Dataset:
         bring: Bring | None = None,
     ) -> None:
         outlines = example_rows.outlines(source.examples)
+        places = {side: _rows_on(side, outlines, sides, config) for side in SPLITS}
         by_side: dict[Split, Sequence[Example]] = {
-            side: example_rows.take(source.examples, _rows_on(side, outlines, sides, config))
-            for side in SPLITS
+            side: example_rows.take(source.examples, places[side]) for side in SPLITS
         }
         task_rows = bring(len(by_side["train"])) if bring else []
         self.task_row_ids = frozenset(example.id for example in task_rows)
@@ -68,6 +71,10 @@ class Dataset:
             for side in SPLITS
         )
         self._examples = example_rows.followed_by(source.examples, task_rows)
+        for place, example in enumerate(task_rows, start=len(source.examples)):
+            places[_side(example)].append(place)
+        # The rows of each side in all examples.
+        self._places = {side: np.array(rows, dtype=np.int64) for side, rows in places.items()}
         self._duplicates, self._num_corrected, self._format = (
             duplicates,
             num_corrected,
@@ -104,7 +111,7 @@ class Dataset:
         return list(self._label_sets.values())
 
     def audit(
-        self, lengths: Mapping[str, Sequence[int]], max_length: int, constant_f1: ConstantF1
+        self, lengths: Mapping[str, npt.ArrayLike], max_length: int, constant_f1: ConstantF1
     ) -> Audit:
         """Audit all rows; `lengths` are token counts from `count`, per base model."""
         with self.stage("audit", len(self._examples)) as progress:
@@ -135,16 +142,26 @@ class Dataset:
         return {term for example in self._examples for term in self._format.terms(example)}
 
     def count(
-        self, what: str, count: Callable[[Sequence[Example]], Iterable[int]]
-    ) -> Sequence[int]:
+        self,
+        what: str,
+        count: Callable[[Sequence[Example]], Iterable[int]],
+        sides: Mapping[Split, RowCounts] | None = None,
+    ) -> RowCounts:
         """Return a number per row, test rows included. `count` sees their labels too; the caller
-        gets the numbers only."""
-        numbers = array("i")
-        with self.stage(what, len(self._examples)) as progress:
-            for start in range(0, len(self._examples), _BATCH):
-                batch = list(self._examples[start : start + _BATCH])
-                numbers.extend(count(batch))
-                progress.add(len(batch))
+        gets the numbers only. It is not called for rows whose number is in `sides`; a number below
+        0 there stands for none."""
+        numbers = np.full(len(self._examples), -1, dtype=np.int32)
+        for side, own in (sides or {}).items():
+            if len(own) == len(self._places[side]):
+                numbers[self._places[side]] = own
+        rest = np.flatnonzero(numbers < 0)
+        if not len(rest):
+            return numbers
+        with self.stage(what, len(rest)) as progress:
+            for start in range(0, len(rest), _BATCH):
+                places = rest[start : start + _BATCH]
+                numbers[places] = list(count(list(example_rows.take(self._examples, places))))
+                progress.add(len(places))
         return numbers
 
     def unlabelled_test(self) -> Sequence[Example]:

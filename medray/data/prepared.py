@@ -23,6 +23,7 @@ SCHEMA = pa.schema(
         ("target", pa.list_(pa.int32())),
         ("split", pa.string()),
         ("slice", pa.string()),  # the example's metadata as JSON
+        ("text_length", pa.int32()),  # tokens of the whole text, null if not counted
     ]
 )
 
@@ -49,6 +50,7 @@ class Prepared:
             columns["target"].append(row.target)
             columns["split"].append(split)
             columns["slice"].append(json.dumps(dict(metadata), sort_keys=True, ensure_ascii=False))
+            columns["text_length"].append(row.text_length)
         table = pa.table(
             columns,
             schema=SCHEMA.with_metadata(
@@ -66,6 +68,8 @@ class Prepared:
     @classmethod
     def open(cls, path: Path) -> "Prepared":
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        if "text_length" not in table.column_names:  # in tables of an earlier medray
+            table = table.append_column("text_length", pa.nulls(len(table), pa.int32()))
         return cls(table, table.schema.metadata[b"fingerprint"].decode())
 
     def save(self, path: Path) -> None:
@@ -101,6 +105,7 @@ class EncodedSplit:
     def __init__(self, table: pa.Table) -> None:
         self.ids: list[str] = table["row_id"].to_pylist()
         self.lengths: npt.NDArray[np.int64] = table["length"].to_numpy().astype(np.int64)
+        self._text_lengths = table["text_length"]
         self._tokens, self._targets = table["tokens"].chunks, table["target"].chunks
         self._starts = np.cumsum([0, *map(len, self._tokens)])
 
@@ -131,6 +136,15 @@ class EncodedSplit:
         for position, row_id in enumerate(self.ids):
             positions[row_id].append(position)
         return dict(positions)
+
+    def text_lengths(self) -> npt.NDArray[np.int32]:
+        """Return the number of tokens of each whole text, once for all its windows; -1 if it
+        was not counted."""
+        lengths: npt.NDArray[np.int32] = pa.compute.fill_null(self._text_lengths, -1).to_numpy()
+        ids = np.array(self.ids, dtype=object)
+        is_first = np.ones(len(ids), dtype=np.bool_)
+        is_first[1:] = ids[1:] != ids[:-1]
+        return lengths[is_first]
 
     def _at(self, chunks: Sequence[pa.ListArray], position: int) -> pa.ListScalar:
         chunk = int(np.searchsorted(self._starts, position, side="right")) - 1

@@ -216,7 +216,10 @@ class Task(ClosedSetTask):
                     f"{example.where or example.id}: the text has no token; remove the row"
                 )
             target = places(example, self.labels) if example.labels else ()  # a request has none
-            rows += [Encoded(example.id, tokens, target, text.truncated) for tokens in text.tokens]
+            rows += [
+                Encoded(example.id, tokens, target, text.truncated, text.length)
+                for tokens in text.tokens
+            ]
         return rows
 
     def loss(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> "ClassLoss":

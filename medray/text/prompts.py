@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medray.errors import ConfigError
-from medray.text.windows import Keep, TokenList, cut, readable, tokenize
+from medray.text.windows import Keep, TokenList, count_special, cut, encode, readable
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +32,20 @@ def prompts(
     before, after = around
     room = readable(max_length, tokenizer) - answer
     # The whole prompt is encoded at once, so that words at the seams get their usual tokens.
-    encoded = tokenize((before + text + after for text in texts), tokenizer, offsets=True)
-    columns = (encoded["input_ids"], encoded["special_tokens_mask"], encoded["offset_mapping"])
+    encodings = encode((before + text + after for text in texts), tokenizer, offsets=True)
+    num_before, num_after = count_special(encodings)
     rows = []
-    for text, ids, special, offsets in zip(texts, *columns, strict=True):
-        ids, special = _without_end(ids, special)
+    for text, encoding in zip(texts, encodings, strict=True):
+        # Some tokenizers close every text, but an answer follows here.
+        has_text = len(encoding) > num_before + num_after
+        ids = encoding.ids[: len(encoding) - num_after] if has_text else []
         if len(ids) <= room:
             rows.append(Prompt(tuple(ids), truncated=False))
             continue
-        last = len(before) + len(text)
+        last, offsets = len(before) + len(text), encoding.offsets
         inside = [
-            not mark and len(before) < end <= last
-            for mark, (_, end) in zip(special, offsets, strict=False)
+            place >= num_before and len(before) < end <= last
+            for place, (_, end) in enumerate(offsets[: len(ids)])
         ]
         body = [token for token, is_text in zip(ids, inside, strict=True) if is_text]
         left = room - (len(ids) - len(body))
@@ -88,12 +90,3 @@ def _plain(texts: Sequence[str], tokenizer: Any) -> list[TokenList]:
     )
     ids: list[TokenList] = encoded["input_ids"]
     return ids
-
-
-def _without_end(ids: TokenList, special: TokenList) -> tuple[TokenList, TokenList]:
-    """Return ids and mask without special tokens at the end: some tokenizers close every text, but
-    an answer follows here."""
-    end = len(ids)
-    while end and special[end - 1]:
-        end -= 1
-    return ids[:end], special[:end]

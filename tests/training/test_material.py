@@ -1,5 +1,7 @@
 """Encoded rows are made in pieces, resumed after an interrupt, and mapped by trials."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,16 @@ from medray.data import dataset, examples, minhash, reading
 from medray.data.examples import Examples
 from medray.data.meter import Meter
 from medray.data.prepared import Prepared
+from medray.study import materials
 from medray.tasks.base import protocol as tasks
 from medray.training import material
 from medray.training.material import Material, gather, open_material
-from medray.types import Example, Mention
+from medray.types import SPLITS, Example, Mention
 
 
 def make_material(study: StudyConfig, place: Path) -> Material:
-    config, data = study.trial(study.base_models[0]), dataset.load(study.data)
+    config = study.trial(study.base_models[0])
+    data = dataset.load(study.data, tasks.task_options(study.task).bring)
     return gather(config, data, tasks.fit(config.task, data.label_sets(), data.train), place)
 
 
@@ -58,6 +62,78 @@ def test_rows_on_disk_encoded_in_pieces_are_those_of_memory(
     )
     assert make_material(study, tmp_path / "again").audit == whole.audit
     assert stages == ["encoding", "audit"]  # tokens were counted before
+
+
+@pytest.mark.parametrize(
+    ("build", "settings", "num_counted"),
+    [
+        (tiny.study, ("task.max_length=12",), 0),
+        (tiny.study, ("task.long_texts=windows", "task.max_length=9", "task.window_overlap=2"), 0),
+        (tiny.study, ("data.limit=10", "data.evaluation_rows=3"), 60 - 16),
+        (tiny.mention_study, ("{name: tagging, max_length: 9, window_overlap: 2}",), 0),
+        (tiny.choice_study, (), 60),  # a prompt has other tokens than its text
+    ],
+)
+def test_the_audit_counts_only_texts_that_were_not_encoded(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    build: Callable[..., StudyConfig],
+    settings: tuple[str, ...],
+    num_counted: int,
+) -> None:
+    counts = record_counts(monkeypatch)
+    study = build(tmp_path, *settings)
+    own = make_material(study, tmp_path / "prepared")
+    assert sum(counts) == num_counted
+    (audit,) = materials.audit(study)
+    assert own.audit["tokens"] == audit.as_dict()["tokens"]
+
+
+def test_the_audit_of_conversations_counts_those_that_were_cut_or_have_no_answer_to_see(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = record_counts(monkeypatch)
+    study = tiny.instruct_study(tmp_path, "task.max_length=48")
+    own = make_material(study, tmp_path / "prepared")
+    is_counted = [own.prepared.split(side).text_lengths() >= 0 for side in SPLITS]
+    assert is_counted[0].any()
+    assert not is_counted[0].all()
+    assert not is_counted[2].any()
+    assert sum(counts) == sum((~own_rows).sum() for own_rows in is_counted)
+    (audit,) = materials.audit(study)
+    assert own.audit["tokens"] == audit.as_dict()["tokens"]
+
+
+def test_tables_and_pieces_without_lengths_are_read_and_their_texts_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier medray wrote them, and their fingerprints are those of today."""
+    study = tiny.study(tmp_path)
+    own = make_material(study, tmp_path / "prepared")
+    (table,) = (tmp_path / "prepared").glob("*.arrow")
+    older = Prepared(own.prepared.table.drop_columns("text_length"), own.prepared.fingerprint)
+    older.save(tmp_path / "older.arrow")
+    (tmp_path / "older.arrow").replace(table)
+    counts = record_counts(monkeypatch)
+    assert make_material(study, tmp_path / "prepared").audit == own.audit
+    assert sum(counts) == 60
+    Prepared.join([table], own.prepared.fingerprint, tmp_path / "joined.arrow")
+    whole = Prepared.open(tmp_path / "joined.arrow")
+    assert whole.split("train").text_lengths().tolist() == [-1] * len(whole.split("train"))
+
+
+def record_counts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list of the numbers of rows whose tokens will be counted."""
+    counts: list[int] = []
+    stage = dataset.Dataset.stage
+
+    def record(self: dataset.Dataset, what: str, total: int) -> AbstractContextManager[Meter]:
+        if what == "counting tokens":
+            counts.append(total)
+        return stage(self, what, total)
+
+    monkeypatch.setattr(dataset.Dataset, "stage", record)
+    return counts
 
 
 def sign_here(path: Path, num_rows: int, width: int, progress: Meter) -> minhash.Signatures:

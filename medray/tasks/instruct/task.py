@@ -231,7 +231,7 @@ class Task:
     def _encode_row(self, example: Example, chat: ChatEncoder) -> Encoded:
         answer = chat.answer(example.response) if example.response else ()
         prompt = self._render(_messages(example), chat, len(answer) or self.options.max_new_tokens)
-        if not answer:
+        if not answer:  # the audit counts that of a test row, so its length is not known here
             return Encoded(example.id, prompt.tokens, (), prompt.truncated)
         # A truncated answer has no end of sequence, since the model must not learn to stop there.
         answer_ids = answer[
@@ -244,6 +244,7 @@ class Task:
             tokens,
             tuple(place for span in spans for place in span),
             prompt.truncated or len(answer_ids) < len(answer),
+            None if prompt.truncated else len(prompt.tokens) + len(answer),
         )
 
     def _likelihood(

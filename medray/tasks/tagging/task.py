@@ -117,7 +117,7 @@ class Task:
                     tags[place] if place >= 0 and owners[place] == number else _NO_TAG
                     for place in places
                 )
-                rows.append(Encoded(example.id, tokens, target))
+                rows.append(Encoded(example.id, tokens, target, text_length=text.length))
         return rows
 
     def loss(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> TagLoss:
