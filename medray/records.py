@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field
 
 from medray.config.schema import Section
+from medray.types import QuestionKind
 
 MERGE_LIMIT = 0.005  # the largest difference in F1 that a merge may cause
 SETTINGS = "study.yaml"  # in a run's folder
@@ -61,6 +62,14 @@ class AbstentionRecord(Section):
     coverage: float  # share of validation rows with an answer
 
 
+class AnswerCalibrationRecord(Section):
+    """The calibration of answers to typed questions."""
+
+    temperatures: dict[QuestionKind, Annotated[float, Field(ge=0.01, le=100)]] = {}
+    # By the name of a question; by kind for a release whose rows have too many questions.
+    abstention: dict[str, AbstentionRecord] = {}
+
+
 class CalibrationRecord(Section):
     """The calibration that a release applies to each prediction, fitted on validation rows. The
     defaults change nothing."""
@@ -69,6 +78,7 @@ class CalibrationRecord(Section):
     temperature: float = Field(1.0, ge=0.01, le=100)
     abstention: AbstentionRecord | None = None
     num_rows: int = 0  # of the fit
+    answers: AnswerCalibrationRecord | None = None  # None: no answers to typed questions
 
 
 AS_IT_IS = CalibrationRecord()

@@ -68,6 +68,15 @@ def join_chunks(index: int, chunks: Iterable[Chunk]) -> Chunk:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Tokens that follow a prompt, such as a question, and the continuations to score after
+    them. They may be empty."""
+
+    tokens: TokenIds
+    continuations: tuple[TokenIds, ...]
+
+
 class Engine(Protocol):
     @property
     def tokenizer(self) -> Any: ...
@@ -84,6 +93,13 @@ class Engine(Protocol):
         self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
     ) -> npt.NDArray[np.float32]:
         """Return log-likelihoods: one row per prompt, one column per continuation."""
+        ...
+
+    def score_branches(
+        self, prompts: Sequence[Sequence[int]], branches: Sequence[Sequence[Branch]]
+    ) -> list[list[npt.NDArray[np.float32]]]:
+        """Return log-likelihoods: per prompt and branch, one number per continuation. No branch
+        and no continuation attends to another."""
         ...
 
     def generate(

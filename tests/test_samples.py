@@ -20,7 +20,7 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_the_samples_are_what_their_generator_makes(tmp_path: Path, notes: ModuleType) -> None:
     importlib.import_module("generate").write(tmp_path)
-    for name in ("findings.jsonl", "notes.csv"):
+    for name in ("findings.jsonl", "notes.csv", "triage.csv"):
         assert (tmp_path / name).read_bytes() == (SAMPLES / name).read_bytes(), name
 
 

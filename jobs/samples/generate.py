@@ -4,9 +4,11 @@ and no patient exists."""
 import csv
 import json
 import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import notes
+import triage
 
 NUM_FINDINGS = 200
 
@@ -94,11 +96,8 @@ def fill(rng: random.Random, sentence: str, organ: str) -> str:
 
 
 def write(folder: Path) -> None:
-    rows = list(notes.rows())
-    with (folder / "notes.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(folder / "notes.csv", list(notes.rows()))
+    write_table(folder / "triage.csv", list(triage.rows()))
     rng = random.Random(20261121)
     with (folder / "findings.jsonl").open("w", encoding="utf-8") as file:
         for number in range(NUM_FINDINGS):
@@ -112,6 +111,13 @@ def write(folder: Path) -> None:
                 json.dumps({"id": f"F{number:04d}", "text": " ".join(sentences), "label": labels})
                 + "\n"
             )
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 from medray.errors import DataError
 from medray.text.detokenize import TextStream
-from medray.types import Chunk, Sampling, TokenLogprob
+from medray.types import Branch, Chunk, Sampling, TokenLogprob
 
 Ids = Sequence[int]
 
@@ -28,6 +28,18 @@ def tokenize(tokenizer: Any, prompts: Sequence[str] | Sequence[Ids]) -> list[lis
 def check_continuations(prompts: Sequence[Ids], continuations: Sequence[Ids]) -> None:
     if not all(map(len, prompts)) or not continuations or not all(map(len, continuations)):
         raise DataError("a prompt and its continuations need at least one token each")
+
+
+def tail_length(continuations: Sequence[Ids]) -> int:
+    """Return how many tokens follow a prompt. A continuation's last token is only predicted."""
+    return sum(len(ids) - 1 for ids in continuations)
+
+
+def tree_length(prompt: Ids, branches: Sequence[Branch]) -> int:
+    """Return the length of a prompt with all its branches and their continuations."""
+    return len(prompt) + sum(
+        len(branch.tokens) + tail_length(branch.continuations) for branch in branches
+    )
 
 
 def sampling_of(sampling: Sampling, index: int) -> Sampling:

@@ -6,7 +6,8 @@ work that they repeat."""
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from torch import Tensor
 from medray.engines.base import Ids
 from medray.models.batch import ATTENTION, answer_places, collate, logits_at
 from medray.models.libraries import base_of
+from medray.types import Branch
+
+_PADDING = -2  # in the numbers of branches and continuations
 
 Method = Callable[[Any, Sequence[Ids], Sequence[Ids], int], Tensor]
 
@@ -32,12 +36,6 @@ def method(model: Any) -> Method:
     )
 
 
-def row_length(prompt: Ids, continuations: Sequence[Ids]) -> int:
-    """Return the length of a prompt with all continuations. The last token of each is only
-    predicted."""
-    return len(prompt) + sum(len(ids) - 1 for ids in continuations)
-
-
 def block_mask(
     model: Any, prompts: Sequence[Ids], continuations: Sequence[Ids], pad_id: int
 ) -> Tensor:
@@ -45,40 +43,127 @@ def block_mask(
 
     Each attends to the prompt and to itself, with positions that follow the prompt's.
     """
-    tails = [list(ids[:-1]) for ids in continuations]
-    inside = torch.block_diag(
-        *[torch.ones(len(tail), len(tail)).tril() for tail in tails if tail]
-    ).bool()
-    behind = torch.tensor([at for tail in tails for at in range(len(tail))], dtype=torch.long)
-    flat = torch.tensor([token for tail in tails for token in tail], dtype=torch.long)
-    num, longest = len(flat), max(map(len, prompts))
-    ids = torch.full((len(prompts), longest + num), pad_id, dtype=torch.long)
-    positions = torch.zeros_like(ids)
-    mask = torch.eye(longest + num, dtype=torch.bool).repeat(
-        len(prompts), 1, 1
-    )  # padding attends to itself, since an empty row gives NaN
-    rows: list[int] = []
-    places: list[int] = []
-    for row, prompt in enumerate(prompts):
-        start, end = len(prompt), len(prompt) + num
-        ids[row, :start], ids[row, start:end] = torch.as_tensor(prompt), flat
-        positions[row, :start], positions[row, start:end] = torch.arange(start), start + behind
-        mask[row, :start, :start] = torch.ones(start, start, dtype=torch.bool).tril()
-        if num:
-            mask[row, start:end, :start] = True
-            mask[row, start:end, start:end] = inside
-        rows += [row] * (1 + num)
-        places += range(start - 1, end)
-    window = getattr(model.config, "sliding_window", None)
-    if window:
+    branch = Branch((), tuple(map(tuple, continuations)))
+    scores = _trees(model, prompts, [[branch]] * len(prompts), pad_id)
+    return scores.view(len(prompts), len(continuations))
+
+
+def branch_scores(
+    model: Any, prompts: Sequence[Ids], branches: Sequence[Sequence[Branch]], pad_id: int
+) -> list[list[Tensor]]:
+    """Return the scores of the continuations of each branch of each prompt, with gradients where
+    they are enabled. Where the attention allows it, a prompt is read once."""
+    if method(model) is block_mask:
+        flat = _trees(model, prompts, branches, pad_id)
+    else:
+        flat = torch.cat(
+            [
+                whole_rows(model, [[*prompt, *branch.tokens]], branch.continuations, pad_id)[0]
+                for prompt, own in zip(prompts, branches, strict=True)
+                for branch in own
+            ]
+        )
+    scores = iter(flat.split([len(branch.continuations) for own in branches for branch in own]))
+    return [[next(scores) for _ in own] for own in branches]
+
+
+@dataclass
+class _Tree:
+    """A row of tokens: a prompt, its branches, and the continuations of each. A token attends to
+    the tokens before it on its own path."""
+
+    tokens: list[int]
+    positions: list[int]
+    branches: list[int]  # per token, the number of its branch; -1 in the prompt
+    leaves: list[int]  # per token, the number of its continuation in the row; -1 outside
+    # Per token to score: the place that predicts it, and the number of its continuation.
+    places: list[int]
+    targets: list[int]
+    owners: list[int]
+    num_leaves: int = 0
+
+    @classmethod
+    def of(cls, prompt: Ids, branches: Sequence[Branch]) -> Self:
+        tree = cls([], [], [], [], [], [], [])
+        tree._add(prompt, 0, -1, -1)
+        for number, branch in enumerate(branches):
+            tree._add(branch.tokens, len(prompt), number, -1)
+            parent, depth = len(tree.tokens) - 1, len(prompt) + len(branch.tokens)
+            if not branch.tokens:
+                parent = len(prompt) - 1
+            for ids in branch.continuations:
+                first = len(tree.tokens)
+                tree._add(ids[:-1], depth, number, tree.num_leaves)
+                tree.places += [parent, *range(first, len(tree.tokens))]
+                tree.targets += ids
+                tree.owners += [tree.num_leaves] * len(ids)
+                tree.num_leaves += 1
+        return tree
+
+    def _add(self, ids: Ids, depth: int, branch: int, leaf: int) -> None:
+        self.tokens += ids
+        self.positions += range(depth, depth + len(ids))
+        self.branches += [branch] * len(ids)
+        self.leaves += [leaf] * len(ids)
+
+
+def _trees(
+    model: Any, prompts: Sequence[Ids], branches: Sequence[Sequence[Branch]], pad_id: int
+) -> Tensor:
+    """Return the scores of all continuations of all rows, one after the other."""
+    trees = [_Tree.of(prompt, own) for prompt, own in zip(prompts, branches, strict=True)]
+    positions, branch, leaf = (
+        _pad([getattr(tree, name) for tree in trees], padding)
+        for name, padding in (("positions", 0), ("branches", _PADDING), ("leaves", _PADDING))
+    )
+    mask = positions[:, None, :] <= positions[:, :, None]
+    for path in (branch, leaf):  # padding attends to padding, since an empty row gives NaN
+        mask &= (path[:, None, :] == -1) | (path[:, None, :] == path[:, :, None])
+    if window := getattr(model.config, "sliding_window", None):
         mask &= positions[:, :, None] - positions[:, None, :] < window
     inputs = {
-        "input_ids": ids.to(model.device),
+        "input_ids": _pad([tree.tokens for tree in trees], pad_id).to(model.device),
         "position_ids": positions.to(model.device),
         "attention_mask": _mask_for(model, mask[:, None]).to(model.device),
     }
-    logits = logits_at(model, inputs, rows, places).view(len(prompts), 1 + num, -1)
-    return _sums(logits[:, 0], logits[:, 1:], continuations)
+    # The output layer computes each place once, although all first tokens of a branch share one.
+    cells = {
+        cell: at
+        for at, cell in enumerate(
+            dict.fromkeys((row, place) for row, tree in enumerate(trees) for place in tree.places)
+        )
+    }
+    logits = logits_at(
+        model, inputs, [row for row, _ in cells], [place for _, place in cells]
+    ).float()
+    at, targets, owners = (
+        torch.tensor(values, dtype=torch.long, device=logits.device)
+        for values in (
+            [cells[row, place] for row, tree in enumerate(trees) for place in tree.places],
+            [token for tree in trees for token in tree.targets],
+            _owners(trees),
+        )
+    )
+    token_scores = logits[at, targets] - logits.logsumexp(-1)[at]
+    num_leaves = sum(tree.num_leaves for tree in trees)
+    return token_scores.new_zeros(num_leaves).index_add(0, owners, token_scores)
+
+
+def _owners(trees: Sequence[_Tree]) -> list[int]:
+    """Return the number of the continuation of each token to score, over all rows."""
+    owners: list[int] = []
+    start = 0
+    for tree in trees:
+        owners += [start + owner for owner in tree.owners]
+        start += tree.num_leaves
+    return owners
+
+
+def _pad(rows: Sequence[Sequence[int]], padding: int) -> Tensor:
+    table = torch.full((len(rows), max(map(len, rows))), padding, dtype=torch.long)
+    for number, row in enumerate(rows):
+        table[number, : len(row)] = torch.tensor(row, dtype=torch.long)
+    return table
 
 
 def repeated_cache(

@@ -12,14 +12,20 @@ from torch import Tensor
 
 from medray.config.trial import Precision
 from medray.engines import scoring
-from medray.engines.base import check_continuations, sampling_of, tokenize
+from medray.engines.base import (
+    check_continuations,
+    sampling_of,
+    tail_length,
+    tokenize,
+    tree_length,
+)
 from medray.engines.generation import Generation, RowError
 from medray.errors import ConfigError
 from medray.models.batch import bf16_width, check_rows, collate
 from medray.models.build import BuiltModel
 from medray.models.libraries import base_of
 from medray.models.precision import arithmetic_of
-from medray.types import Chunk, Floats32, Head, Sampling
+from medray.types import Branch, Chunk, Floats32, Head, Sampling
 
 MOST_LOGITS = 1 << 26  # numbers per batch: 256 MB
 MOST_EMBEDDINGS = 500  # per call
@@ -120,11 +126,11 @@ class TransformersEngine:
         self._needs_language_model("scores of continuations")
         check_continuations(prompts, continuations)
         scores = np.zeros((len(prompts), len(continuations)), dtype=np.float32)
-        places = scoring.row_length((), continuations) + 1
+        places = tail_length(continuations) + 1
         most = max(1, MOST_LOGITS // (places * self.network.config.vocab_size))
         with self._computing():
             method = scoring.method(self.network)
-            lengths = [scoring.row_length(prompt, continuations) for prompt in prompts]
+            lengths = [len(prompt) + tail_length(continuations) for prompt in prompts]
             for batch in _batches(
                 lengths, self.token_budget, most_rows=most, least_share=_LEAST_SHARE
             ):
@@ -135,6 +141,35 @@ class TransformersEngine:
                     self.tokenizer.pad_token_id,
                 )
                 scores[batch] = batch_scores.float().cpu().numpy()
+        return scores
+
+    def score_branches(
+        self, prompts: Sequence[Sequence[int]], branches: Sequence[Sequence[Branch]]
+    ) -> list[list[Floats32]]:
+        """Score all branches of a prompt in one pass, with prompts of similar length together."""
+        self._needs_language_model("scores of continuations")
+        for own in branches:
+            for branch in own:
+                check_continuations(prompts, branch.continuations)
+        scores: list[list[Floats32]] = [[] for _ in prompts]
+        lengths = [tree_length(prompt, own) for prompt, own in zip(prompts, branches, strict=True)]
+        num_places = max(
+            (length - len(prompt) for length, prompt in zip(lengths, prompts, strict=True)),
+            default=0,
+        )
+        most = max(1, MOST_LOGITS // ((num_places + 1) * self.network.config.vocab_size))
+        with self._computing():
+            for batch in _batches(
+                lengths, self.token_budget, most_rows=most, least_share=_LEAST_SHARE
+            ):
+                batch_scores = scoring.branch_scores(
+                    self.network,
+                    [prompts[at] for at in batch],
+                    [branches[at] for at in batch],
+                    self.tokenizer.pad_token_id,
+                )
+                for at, of_prompt in zip(batch, batch_scores, strict=True):
+                    scores[at] = [values.float().cpu().numpy() for values in of_prompt]
         return scores
 
     def generate(

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from medray.evaluation.bootstrap import share_bound
 from medray.evaluation.metrics import log_loss
-from medray.records import AbstentionRecord, CalibrationRecord
-from medray.types import Bools, Floats, Head, Prediction
+from medray.records import AbstentionRecord, AnswerCalibrationRecord, CalibrationRecord
+from medray.types import Bools, Floats, Head, Prediction, QuestionAnswer
 
 _TINY = float(np.finfo(np.float64).tiny)
 _FLAT, _STEEP = 20.0, 0.05  # the range of temperatures
@@ -37,10 +37,16 @@ def calibrate(
     task: LabelTask, record: CalibrationRecord, predictions: Sequence[Prediction]
 ) -> list[Prediction]:
     """Return the predictions with calibrated probabilities, confidences and abstentions.
-    Predictions without labels, such as texts, do not change.
+    Predictions without labels or answers, such as texts, do not change.
 
     The task decides the labels from the model's own probabilities. Calibration changes
     confidences, never labels."""
+    if predictions and predictions[0].answers:
+        answers = record.answers or AnswerCalibrationRecord()
+        return [
+            replace(row, answers=tuple(_calibrate_answer(answers, each) for each in row.answers))
+            for row in predictions
+        ]
     if not predictions or not task.labels:
         return list(predictions)
     predicted_labels = np.array(
@@ -59,6 +65,23 @@ def calibrate(
             strict=True,
         )
     ]
+
+
+def _calibrate_answer(record: AnswerCalibrationRecord, answer: QuestionAnswer) -> QuestionAnswer:
+    probabilities = rescale(
+        np.array([answer.probabilities]),
+        record.temperatures.get(answer.kind, 1.0),
+        multi_label=False,
+    )[0]
+    sure = float(probabilities[answer.values.index(answer.value)])
+    rule = record.abstention.get(answer.name) or record.abstention.get(answer.kind)
+    return replace(
+        answer,
+        probabilities=tuple(probabilities.tolist()),
+        confidence=sure,
+        abstained=rule is not None and (rule.threshold is None or sure < rule.threshold),
+        threshold=rule.threshold if rule else None,
+    )
 
 
 def is_multi_label(task: LabelTask) -> bool:

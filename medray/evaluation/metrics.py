@@ -163,7 +163,7 @@ LOSSES = ("log_loss", "perplexity")
 
 
 def higher_is_better(name: str) -> bool:
-    return name not in LOSSES
+    return name not in (*LOSSES, "brier", "ece", "score_mae")
 
 
 def check_positive(labels: Sequence[str], positive: str | None) -> None:

@@ -15,6 +15,7 @@ from medray.data.minhash import hash_rows
 from medray.errors import ConfigError, suggest
 from medray.evaluation.analysis import SplitAnalysis
 from medray.evaluation.bootstrap import Comparison, Interval, compare, interval
+from medray.evaluation.calibration import calibrate
 from medray.evaluation.metrics import Metrics, higher_is_better
 from medray.evaluation.slices import Slicer
 from medray.records import AS_IT_IS, CalibrationRecord
@@ -26,8 +27,8 @@ from medray.registry.registry import Registry
 from medray.storage import checkpoint
 from medray.storage.checkpoint import Manifest
 from medray.tasks.base import protocol as tasks
-from medray.tasks.base.protocol import Task
-from medray.types import Engine, Example
+from medray.tasks.base.protocol import QuestionTask, Task
+from medray.types import Engine, Example, Prediction
 
 EvaluationSplit = Literal["test", "validation", "all"]
 log = logging.getLogger(__name__)
@@ -139,8 +140,10 @@ def _evaluate(
     others: Sequence[LoadedRelease] = (),
 ) -> ReleaseEvaluation:
     rows = _rows(dataset, part)
-    predictions = task.predict(engine, rows)
-    predictions_of_others = [other.task.predict(other.engine, rows) for other in others]
+    predictions = _predict(task, engine, calibration, rows)
+    predictions_of_others = [
+        _predict(other.task, other.engine, other.calibration, rows) for other in others
+    ]
     examples, num_openings = _labels(dataset, rows, part, log_dir, f"evaluate {name}")
     metric = task.options.metric
     metrics = task.score(predictions, examples)
@@ -164,6 +167,17 @@ def _evaluate(
         calibration,
         examine(task, part, predictions, examples, calibration, Slicer.of(examples)),
         tuple(comparisons),
+    )
+
+
+def _predict(
+    task: Task, engine: Engine, calibration: CalibrationRecord, rows: Sequence[Example]
+) -> list[Prediction]:
+    """Return predictions before calibration. Answers to typed questions are calibrated, since their
+    figures include abstentions."""
+    predictions = task.predict(engine, rows)
+    return (
+        calibrate(task, calibration, predictions) if isinstance(task, QuestionTask) else predictions
     )
 
 

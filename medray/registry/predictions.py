@@ -10,14 +10,14 @@ import numpy as np
 
 from medray.config.study import CalibrationConfig
 from medray.errors import ArtifactError, ConfigError
-from medray.evaluation import calibration, diagnose
+from medray.evaluation import answer_calibration, calibration, diagnose
 from medray.evaluation.analysis import SplitAnalysis
 from medray.evaluation.calibration import calibrate, is_multi_label, matrix
 from medray.evaluation.diagnose import SplitResults
 from medray.evaluation.slices import Slicer
 from medray.records import AS_IT_IS, CalibrationRecord, ProbeRecord
 from medray.storage.checkpoint import Probe
-from medray.tasks.base.protocol import Calibrated, Task
+from medray.tasks.base.protocol import Calibrated, QuestionTask, Task
 from medray.types import Example, Prediction
 
 
@@ -52,6 +52,8 @@ def fit_calibration(
 ) -> CalibrationRecord:
     """Fit a calibration to a checkpoint's predictions of validation rows. A task that generates
     text has none."""
+    if isinstance(task, QuestionTask):
+        return answer_calibration.fit(predictions, task.with_answers(examples), config)
     if not isinstance(task, Calibrated):
         if config.abstain_precision is not None:
             raise ConfigError(

@@ -1,6 +1,6 @@
 """The sections of a report on the winner's mistakes and on its slices."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from medray.evaluation.analysis import (
     Estimate,
@@ -49,22 +49,29 @@ def mistakes(data: StudyData) -> ReportSection | None:
             if metrics.get("confusion")
             else [],
         )
-        rows = [
-            [
-                label,
-                *(short(values.get(name)) for name in ("precision", "recall", "f1", "auprc")),
-                f"{values['support']:.0f}",
-            ]
-            for label, values in metrics["per_class"].items()
-        ]
-        blocks.append(
-            ReportTable(
-                "The winner's metrics on validation rows, by class",
-                ["class", "precision", "recall", "F1", "AUPRC", "rows"],
-                rows,
-            )
-        )
+        blocks.append(_by_class(metrics["per_class"]))
     return ReportSection("mistakes", "Correct and wrong predictions", blocks) if blocks else None
+
+
+def _by_class(per_class: Mapping[str, Mapping[str, float]]) -> ReportTable:
+    """Return the metrics of each class, or of each question."""
+    has_classes = all("f1" in values for values in per_class.values())
+    names = dict.fromkeys(name for values in per_class.values() for name in values)
+    heads = (
+        {"precision": "precision", "recall": "recall", "f1": "F1", "auprc": "AUPRC"}
+        if has_classes
+        else {name: name for name in names if name != "support"}
+    )
+    rows = [
+        [label, *(short(values.get(name)) for name in heads), f"{values['support']:.0f}"]
+        for label, values in per_class.items()
+    ]
+    what = "class" if has_classes else "question"
+    return ReportTable(
+        f"The winner's metrics on validation rows, by {what}",
+        [what, *heads.values(), "rows"],
+        rows,
+    )
 
 
 def _matrices(

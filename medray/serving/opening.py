@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from medray.config.trial import Precision
+from medray.engines.base import tail_length, tree_length
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ServingError
 from medray.models.precision import cast, cast_within, fastest
@@ -23,10 +24,10 @@ from medray.registry.release import Release
 from medray.serving.chat import ChatModel
 from medray.serving.schemas import AppOptions
 from medray.serving.streams import Streams
-from medray.serving.text_model import Batcher, TextModel, tail_length
+from medray.serving.text_model import Batcher, TextModel
 from medray.tasks.base.protocol import Chatting, QuestionTask, Task
 from medray.tasks.base.route import Served, served_tasks
-from medray.types import Chunk, Engine, Example, Floats32, Sampling
+from medray.types import Branch, Chunk, Engine, Example, Floats32, Sampling
 
 log = logging.getLogger(__name__)
 Measure = TypeVar("Measure")
@@ -246,6 +247,15 @@ class Counting:
     ) -> Floats32:
         self.num_tokens += sum(map(len, prompts)) + len(prompts) * tail_length(continuations)
         return np.zeros((len(prompts), len(continuations)), dtype=np.float32)
+
+    def score_branches(
+        self, prompts: Sequence[Sequence[int]], branches: Sequence[Sequence[Branch]]
+    ) -> list[list[Floats32]]:
+        self.num_tokens += sum(map(tree_length, prompts, branches))
+        return [
+            [np.zeros(len(branch.continuations), dtype=np.float32) for branch in own]
+            for own in branches
+        ]
 
     def generate(
         self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling

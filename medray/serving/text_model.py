@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from medray.engines.base import tokenize
+from medray.engines.base import tail_length, tokenize, tree_length
 from medray.errors import ServingError
 from medray.evaluation.calibration import calibrate
 from medray.evaluation.novelty import Cloud
@@ -26,7 +26,7 @@ from medray.serving.service import Description, Inquiry, InquiryReply
 from medray.serving.streams import LateError, OverloadedError, Streams
 from medray.tasks.base.questions import questions_of
 from medray.tasks.base.route import InputNote, Served, TextRequest, TextResponse
-from medray.types import Chunk, Engine, Example, Floats32, Sampling
+from medray.types import Branch, Chunk, Engine, Example, Floats32, Sampling
 
 Continuations = tuple[tuple[int, ...], ...]
 
@@ -52,6 +52,12 @@ class _WaitingRow:
     continuations: Continuations | None = None  # to score after the tokens; None: head outputs
     length: int = 0
     per_token: bool = False  # whether the head has an output per token
+    branches: tuple[Branch, ...] = ()  # to score after the tokens
+
+    @property
+    def call(self) -> tuple[Continuations | None, bool]:
+        """Return the call of the engine that computes the row; rows of one call share batches."""
+        return self.continuations, bool(self.branches)
 
 
 class Batcher:
@@ -107,6 +113,25 @@ class Batcher:
         ]
         return np.stack(self._wait(rows, request, deadline))
 
+    def score_branches(
+        self,
+        prompts: Sequence[Sequence[int]],
+        branches: Sequence[Sequence[Branch]],
+        deadline: float,
+    ) -> list[list[Floats32]]:
+        """Return scores per prompt and branch. Prompts share batches whatever their branches."""
+        request = _Request(len(prompts))
+        rows = [
+            _WaitingRow(
+                prompt, position, request, None, tree_length(prompt, own), branches=tuple(own)
+            )
+            for position, (prompt, own) in enumerate(zip(prompts, branches, strict=True))
+        ]
+        return [
+            np.split(scores, np.cumsum([len(branch.continuations) for branch in own])[:-1])
+            for scores, own in zip(self._wait(rows, request, deadline), branches, strict=True)
+        ]
+
     def _wait(self, rows: list[_WaitingRow], request: _Request, deadline: float) -> list[Floats32]:
         with self._lock:
             tokens = sum(row.length for row in [*self._waiting, *rows])
@@ -146,6 +171,9 @@ class Batcher:
         tokens, first = [row.tokens for row in batch], batch[0]
         if first.continuations is not None:
             return list(self.engine.score(tokens, first.continuations))
+        if first.branches:
+            scores = self.engine.score_branches(tokens, [row.branches for row in batch])
+            return list(map(np.concatenate, scores))
         return (
             self.engine.token_logits(tokens) if first.per_token else list(self._outputs_of(tokens))
         )
@@ -154,9 +182,7 @@ class Batcher:
         if not self._waiting:
             return []
         first = self._waiting[0]
-        alike = [
-            at for at, row in enumerate(self._waiting) if row.continuations == first.continuations
-        ]
+        alike = [at for at, row in enumerate(self._waiting) if row.call == first.call]
         nearest = sorted(alike, key=lambda at: abs(self._waiting[at].length - first.length))
         positions: list[int] = []
         longest = size = 0
@@ -187,11 +213,6 @@ def _deliver(row: _WaitingRow, outputs: Floats32) -> None:
         request.answer.set_result(
             [request.outputs[position] for position in range(len(request.outputs))]
         )
-
-
-def tail_length(continuations: Sequence[Sequence[int]]) -> int:
-    """Return how many tokens follow each prompt. A continuation's last token is only predicted."""
-    return sum(len(ids) - 1 for ids in continuations)
 
 
 @dataclass(frozen=True)
@@ -229,6 +250,12 @@ class Turn:
     ) -> Floats32:
         self._check(sum(map(len, prompts)) + len(prompts) * tail_length(continuations))
         return self.batcher.score(prompts, tuple(map(tuple, continuations)), self.deadline)
+
+    def score_branches(
+        self, prompts: Sequence[Sequence[int]], branches: Sequence[Sequence[Branch]]
+    ) -> list[list[Floats32]]:
+        self._check(sum(map(tree_length, prompts, branches)))
+        return self.batcher.score_branches(prompts, branches, self.deadline)
 
     def generate(
         self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling

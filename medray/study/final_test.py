@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from medray.config.study import StudyConfig
+from medray.config.study import CalibrationConfig, StudyConfig
 from medray.data.dataset import Dataset
 from medray.evaluation import leaderboard
 from medray.evaluation.analysis import ModelAnalysis
+from medray.evaluation.calibration import calibrate
 from medray.evaluation.leaderboard import Contender, Entry
 from medray.evaluation.slices import Slicer
 from medray.records import CalibrationRecord
@@ -21,7 +22,7 @@ from medray.study.candidates import Caller, Candidate
 from medray.study.materials import Materials
 from medray.study.placement import Placement
 from medray.tasks.base import protocol as tasks
-from medray.tasks.base.protocol import Task
+from medray.tasks.base.protocol import QuestionTask, Task
 from medray.types import Example
 
 
@@ -122,7 +123,7 @@ def final_test(
     slicer, metric = Slicer.of(rows.validation), materials.task.options.metric
     models, analyses = [], []
     for folds_of in _align(by_fold):
-        model, first = _pool(folds_of), folds_of[0]
+        model, first = _pool(_calibrate(folds_of, folds, study.calibration)), folds_of[0]
         models.append(rows.score(model, metric))
         # The calibration of the checkpoint to publish, the first fold's, is that of its own
         # validation rows.
@@ -133,7 +134,10 @@ def final_test(
             analyses.append(analysis)
     return Verdict(
         models,
-        [rows.score(_pool(folds_of), metric) for folds_of in _align(references_by_fold)],
+        [
+            rows.score(_pool(_calibrate(folds_of, folds, study.calibration)), metric)
+            for folds_of in _align(references_by_fold)
+        ],
         max(fold.num_openings for fold in labels),
         analyses,
         {
@@ -199,6 +203,26 @@ def _align(folds: Sequence[Sequence[Candidate]]) -> list[tuple[Candidate, ...]]:
     kinds = [{candidate.entry.name: candidate for candidate in fold} for fold in folds]
     names = [name for name in kinds[0] if all(name in kind for kind in kinds)]
     return [tuple(kind[name] for kind in kinds) for name in names]
+
+
+def _calibrate(
+    candidates_of: Sequence[Candidate], folds: Sequence[Fold], config: CalibrationConfig
+) -> list[Candidate]:
+    """Calibrate answers to typed questions, each fold on its own validation rows. Their figures
+    include abstentions; those of labels describe the model's own probabilities."""
+    results = []
+    for candidate, fold in zip(candidates_of, folds, strict=True):
+        task, rows = candidate.task, fold.dataset.validation
+        if isinstance(task, QuestionTask):
+            record = fit_calibration(task, candidate.validation, rows, config)
+            candidate = replace(
+                candidate,
+                validation=calibrate(task, record, candidate.validation),
+                test=calibrate(task, record, candidate.test),
+                merged=candidate.merged and calibrate(task, record, candidate.merged),
+            )
+        results.append(candidate)
+    return results
 
 
 def _pool(folds: Sequence[Candidate]) -> Candidate:

@@ -17,7 +17,7 @@ from medray.registry.release import Release
 from medray.storage import checkpoint, files
 from medray.storage.checkpoint import MANIFEST
 from medray.study.run import LEADERBOARD, Run, latest
-from medray.tasks.base.protocol import restore, task_options
+from medray.tasks.base.protocol import QuestionTask, restore, task_options
 from medray.types import Example
 
 
@@ -115,7 +115,7 @@ def _publish(
     analysis = run.analysis()
     model = analysis.of(entry.name) if analysis else None
     test = card.test_record(board, entry, analysis)
-    calibration = model.calibration if model else AS_IT_IS
+    calibration = model.calibration if model else _answer_calibration(run, folder)
     if abstain_precision is not None:
         calibration = _refit(run, folder, abstain_precision)
         # The new threshold has no result on test rows.
@@ -129,7 +129,14 @@ def _publish(
     )
 
 
-def _refit(run: Run, folder: Path, precision: float) -> CalibrationRecord:
+def _answer_calibration(run: Run, folder: Path) -> CalibrationRecord:
+    """Return the calibration of answers to typed questions, which no analysis has."""
+    manifest = checkpoint.read(folder)
+    task = restore(manifest.task.options, manifest.task.state)
+    return _refit(run, folder, None) if isinstance(task, QuestionTask) else AS_IT_IS
+
+
+def _refit(run: Run, folder: Path, precision: float | None) -> CalibrationRecord:
     """Fit a calibration to the checkpoint's stored predictions and its study's validation
     labels."""
     study, rows = _validation(run, folder, precision)
@@ -143,9 +150,9 @@ def _refit(run: Run, folder: Path, precision: float) -> CalibrationRecord:
 
 
 def _validation(
-    run: Run, folder: Path, abstain_precision: float
+    run: Run, folder: Path, abstain_precision: float | None
 ) -> tuple[StudyConfig, Sequence[Example]]:
-    """Return a checkpoint's validation rows, and its study with the new rule of abstention."""
+    """Return a checkpoint's validation rows, and its study with a new rule of abstention."""
     study, manifest = run.settings(), checkpoint.read(folder)
     dataset = datasets.load(study.data, task_options(study.task).bring)
     if (manifest.data_fingerprint, manifest.split_fingerprint) != (
@@ -157,8 +164,9 @@ def _validation(
             "an "
             "abstention"
         )
-    calibration = study.calibration.model_copy(update={"abstain_precision": abstain_precision})
-    study = study.model_copy(update={"calibration": calibration})
+    if abstain_precision is not None:
+        calibration = study.calibration.model_copy(update={"abstain_precision": abstain_precision})
+        study = study.model_copy(update={"calibration": calibration})
     # Keep the order of the stored predictions. Files in another order have the same fingerprints.
     places = {
         example.id: place for place, example in enumerate(examples.outlines(dataset.validation))

@@ -9,6 +9,7 @@ from medray.errors import ArtifactError
 from medray.models import sources
 from medray.models.build import load_tokenizer
 from medray.tasks.base import protocol as tasks
+from medray.tasks.base.branches import BranchLoss
 from medray.tasks.base.language_model import LanguageModelLoss
 from medray.tasks.base.protocol import Task
 
@@ -71,7 +72,7 @@ def measure_workload(
     loss = task.loss([row.target for row in rows], [row.row_id for row in rows])
     answers = (
         [loss.num_tokens(row.target, len(row.tokens)) for row in rows]
-        if isinstance(loss, LanguageModelLoss)
+        if isinstance(loss, LanguageModelLoss | BranchLoss)
         else [0]
     )
     mean = sum(lengths) / len(sample)  # a text in several windows is several rows

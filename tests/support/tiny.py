@@ -282,6 +282,49 @@ def instruct_study(folder: Path, *settings: str, family: str = "llama", num_rows
     )
 
 
+QUESTIONS = """
+cause: {type: choice, instructions: the study of, options: [renal failure, heart failure, fever]}
+surgery: {type: predicate, instructions: surgery in the group}
+growth: {type: score, instructions: the growth of, options: [no, cell, tumour]}
+"""
+
+
+def typed_questions(folder: Path, num_rows: int = 60, seed: int = 0) -> Path:
+    """Write a table with a choice, a predicate and a score, whose answers follow from words of the
+    text, and the file of these questions beside it."""
+    rng = random.Random(seed)
+    signs = {sign for words_of_label in SIGNS.values() for sign in words_of_label}
+    parts = {word for label in SIGNS for word in label.split()} | {"surgery", "growth", "yes", "no"}
+    others = [word for word in WORDS if word not in signs | parts]
+    lines = ["id,state,cause,surgery,growth"]
+    for number in range(num_rows):
+        cause, has_surgery = list(SIGNS)[number % len(SIGNS)], number // 3 % 2 == 0
+        growth = number // 6 % 3
+        words = [rng.choice(others) for _ in range(rng.randint(3, 8))]
+        words += [rng.choice(SIGNS[cause]), *["surgery"] * has_surgery, *["growth"] * growth]
+        rng.shuffle(words)
+        lines.append(f"r{number},{' '.join(words)} {number},{cause},{has_surgery},{growth}")
+    (folder / "questions.yaml").write_text(QUESTIONS)
+    path = folder / "questions.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def decision_study(folder: Path, *settings: str, family: str = "llama", num_rows: int = 60):  # type: ignore[no-untyped-def]
+    """Return a `study` of a causal language model that answers typed questions."""
+    data = folder / "questions.csv"
+    path = data if data.exists() else typed_questions(folder, num_rows)
+    return study(
+        folder,
+        f"data.format={{name: typed_questions, path: {path}, "
+        f"question_file: {folder / 'questions.yaml'}, id: id}}",
+        "task={name: decisions, max_length: 48, question: ' {question} was'}",
+        "train.epochs=4",
+        *settings,
+        family=family,
+    )
+
+
 NAMES = ("carcinoma", "renal failure", "heart failure", "lung infection")
 
 

@@ -21,7 +21,7 @@ from medray.serving.schemas import Limits
 from medray.serving.service import Event
 from medray.serving.text_model import TextModel
 from medray.tasks.base import protocol
-from medray.tasks.base.protocol import Calibrated, Chatting, TallyTask
+from medray.tasks.base.protocol import Calibrated, Chatting, QuestionTask, TallyTask
 from medray.tasks.base.route import Served, TextRequest, TextResponse, routes_of, served_tasks
 from medray.types import Example
 
@@ -154,7 +154,7 @@ def test_without_its_file_nothing_knows_the_task() -> None:
 
 def test_no_module_outside_the_folder_names_a_task() -> None:
     """But the guess of a first study, which writes one into YAML; `choice` is a kind of search axis
-    as well."""
+    and of question as well."""
     root, names = Path(medray.__file__).parent, set(plugins.names("tasks"))
     problems = []
     for path in sorted(root.rglob("*.py")):
@@ -172,13 +172,13 @@ def test_no_module_outside_the_folder_names_a_task() -> None:
             elif (
                 isinstance(node, ast.Constant)
                 and node.value in names
-                and (node.value, place) not in _AXES
+                and node.value not in _OTHER_MEANINGS
             ):
                 problems.append(f"{place}: {node.value!r}")
     assert problems == []
 
 
-_AXES = {("choice", "config/search.py"), ("choice", "study/samplers.py")}
+_OTHER_MEANINGS = {"choice"}  # a kind of search axis, and of question
 
 
 @pytest.mark.parametrize("name", plugins.names("tasks"))
@@ -189,5 +189,5 @@ def test_every_task_is_calibrated_or_tallied_and_is_served_by_text_or_by_convers
     options = plugins.find("tasks", name).Options(name=name)
     task = protocol.fit(options, examples)
     assert isinstance(task, Calibrated) != isinstance(task, TallyTask)
-    assert isinstance(task, Served) != isinstance(task, Chatting)
+    assert [isinstance(task, kind) for kind in (Served, Chatting, QuestionTask)].count(True) == 1
     assert bool(routes_of(name)) == isinstance(task, Served)

@@ -174,6 +174,9 @@ class Triage:
     def questions(self) -> tuple[Question, ...]:
         return (URGENT,)
 
+    def with_answers(self, examples: Sequence[Example]) -> list[Example]:
+        return list(examples)
+
     def question_rows(self, text: str, queries: Sequence[Question]) -> list[Example]:
         return [Example(str(place), f"{one.name}: {text}") for place, one in enumerate(queries)]
 

@@ -44,7 +44,7 @@ from medray.engines.vllm.settings import (
 from medray.errors import ArtifactError, ConfigError, ServingError
 from medray.models.batch import check_rows
 from medray.models.precision import dtype_name
-from medray.types import Chunk, Sampling
+from medray.types import Branch, Chunk, Sampling
 
 __all__ = [
     "HEAD_SIZES",
@@ -142,6 +142,15 @@ class VllmEngine:
 
         scores = self.core.submit(every()).result(timeout=_SCORE_S)
         return np.array(scores, dtype=np.float32).reshape(len(prompts), len(continuations))
+
+    def score_branches(
+        self, prompts: Sequence[Sequence[int]], branches: Sequence[Sequence[Branch]]
+    ) -> list[list[npt.NDArray[np.float32]]]:
+        """Score each branch with its whole prompt: good for a probe, slow for many questions."""
+        return [
+            [self.score([[*prompt, *branch.tokens]], branch.continuations)[0] for branch in own]
+            for prompt, own in zip(prompts, branches, strict=True)
+        ]
 
     def generate(
         self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling

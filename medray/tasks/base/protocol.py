@@ -222,6 +222,10 @@ class QuestionTask(Protocol):
         """Return whether it also answers questions that it was not trained for."""
         ...
 
+    def with_answers(self, examples: Sequence[Example]) -> list[Example]:
+        """Return examples with their questions and, where they are known, the right answers."""
+        ...
+
     def question_rows(self, text: str, questions: Sequence[Question]) -> list[Example]:
         """Return the rows to predict, which answer all questions about a text."""
         ...

@@ -35,7 +35,8 @@ def has_questions(rows: Iterable[Mapping[str, Any]]) -> bool:
 def read_questions(path: Path) -> tuple[Question, ...]:
     """Read questions from a YAML file: a mapping of names to questions, or a list of them."""
     try:
-        content = yaml.safe_load("".join(lines(path)))
+        # All values are texts; YAML would read an option `no` as false, and `1` as a number.
+        content = yaml.load("".join(lines(path)), Loader=yaml.BaseLoader)
     except yaml.YAMLError as err:
         reason = " ".join(str(err).split())
         raise DataError(f"{path}: not valid YAML: {reason:.200}; correct it") from None

@@ -1,0 +1,3 @@
+from medray.tasks.decisions.task import Options, Task
+
+__all__ = ["Options", "Task"]
