@@ -97,8 +97,8 @@ def plan(
         *_table(outlook, out),
         *_notes(outlook),
         assumption,
-        f"in total at most {outlook.hours:.3f} hours and {outlook.gpu_hours:.3f} GPU-hours; ASHA "
-        "and patience end trials earlier",
+        f"in total at most {_number(outlook.hours)} hours and {_number(outlook.gpu_hours)} "
+        "GPU-hours; ASHA and patience end trials earlier",
     )
     if refusals:
         raise GateError(f"study {study.name}: {'; '.join(refusals)}")
@@ -113,7 +113,7 @@ def _refusals(
         (outlook.gpu_hours, max_gpu_hours, "GPU-hours", "--max-gpu-hours"),
     )
     refusals = [
-        f"{amount:.3f} {unit} are more than {option} {limit:g}"
+        f"{_number(amount)} {unit} are more than {option} {limit:g}"
         for amount, limit, unit, option in limits
         if amount > (limit or math.inf)
     ]
@@ -178,5 +178,10 @@ def _row(base: "BaseEstimate") -> tuple[str, ...]:
         f"{base.placement.least_workers} x {devices}",
         str(base.at_once),
         str(base.num_trials),
-        f"{base.trial_s / 3600:.3f}",
+        _number(base.trial_s / 3600),
     )
+
+
+def _number(hours: float) -> str:
+    """Return hours with two digits also where there are thousandths of one."""
+    return f"{hours:.3f}" if hours >= 0.1 or not hours else f"{hours:.2g}"

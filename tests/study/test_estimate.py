@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -266,6 +267,11 @@ def test_the_command_tells_a_plan_and_fails_above_a_limit(
     output = capsys.readouterr().out
     assert "36 training rows" in output
     assert "in total at most" in output
+    fast = [*command, "--tokens-per-second", "1000000"]  # of seconds
+    assert cli.main(fast) == 0
+    hours = re.search(r"in total at most (\S+) hours", capsys.readouterr().out)
+    assert hours
+    assert 0 < float(hours[1]) < 0.001
     assert cli.main([*command, "--max-hours", "0.00001"]) == 3
     assert "hours are more than --max-hours 1e-05" in capsys.readouterr().err
     assert cli.main([*command, "data.format.path=/nowhere/rows.jsonl"]) == 1
