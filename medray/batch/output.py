@@ -21,15 +21,27 @@ from medray.errors import ArtifactError, ConfigError
 from medray.errors.redaction import redact
 from medray.evaluation.calibration import is_multi_label
 from medray.storage.store import Store
-from medray.tasks.base.protocol import Task
+from medray.tasks.base.protocol import QuestionTask, Task
 from medray.text.csv_text import write_table
-from medray.types import Prediction
+from medray.types import Prediction, QuestionAnswer
 
 OutputFormat = Literal["parquet", "jsonl", "csv"]
 RUN, SUMMARY = "_run.json", "_summary.json"
 _NOTES, _ASIDE = "_done", "_set_aside"
 _MENTION = pa.struct(
     [("start", pa.int64()), ("end", pa.int64()), ("text", pa.string()), ("kind", pa.string())]
+)
+_ANSWER = pa.struct(
+    [
+        ("name", pa.string()),
+        ("value", pa.string()),
+        ("confidence", pa.float64()),
+        ("abstained", pa.bool_()),
+        (
+            "probabilities",
+            pa.list_(pa.struct([("value", pa.string()), ("probability", pa.float64())])),
+        ),
+    ]
 )
 
 
@@ -207,8 +219,8 @@ class BatchOutput:
 def tabulate(
     task: Task, ids: Sequence[str], predictions: Sequence[Prediction], metadata: dict[str, str]
 ) -> pa.Table:
-    """Return a table with one row per prediction: labels with confidence and probabilities, or
-    text and mentions."""
+    """Return a table with one row per prediction: labels with confidence and probabilities,
+    answers to questions, or text and mentions."""
     columns: dict[str, Any] = {"id": list(ids)}
     fields = [("id", pa.string())]
     if task.labels:
@@ -228,11 +240,25 @@ def tabulate(
             ("abstained", pa.bool_()),
             ("probabilities", shares),
         ]
+    elif isinstance(task, QuestionTask):
+        columns["answers"] = [[_answer(answer) for answer in row.answers] for row in predictions]
+        fields.append(("answers", pa.list_(_ANSWER)))
     else:
         columns["text"] = [row.text for row in predictions]
         columns["mentions"] = [[asdict(mention) for mention in row.mentions] for row in predictions]
         fields += [("text", pa.string()), ("mentions", pa.list_(_MENTION))]
     return pa.table(columns, schema=pa.schema(fields, metadata=metadata))
+
+
+def _answer(answer: QuestionAnswer) -> dict[str, Any]:
+    shares = zip(answer.values, answer.probabilities, strict=True)
+    return {
+        "name": answer.name,
+        "value": answer.value,
+        "confidence": answer.confidence,
+        "abstained": answer.abstained,
+        "probabilities": [{"value": value, "probability": share} for value, share in shares],
+    }
 
 
 def encode(table: pa.Table, form: OutputFormat) -> bytes:

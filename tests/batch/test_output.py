@@ -10,9 +10,9 @@ from medray.batch.output import BatchOutput, Record, encode, tabulate
 from medray.batch.rows import InputRow
 from medray.errors import ArtifactError, ConfigError
 from medray.storage.store import open_store
-from medray.tasks import classification
+from medray.tasks import classification, decisions
 from medray.tasks.base.protocol import Task
-from medray.types import Mention, Prediction
+from medray.types import Mention, Prediction, QuestionAnswer
 
 RECORD = Record(
     medray="1",
@@ -134,3 +134,25 @@ def test_an_output_is_begun_once_and_gone_on_with_only_as_it_was_begun(tmp_path:
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="is not an output of medray"):
         BatchOutput(open_store(str(tmp_path / "mine")), "parquet").begin(RECORD, resume=True)
+
+
+def test_answers_to_questions_have_a_column_with_their_probabilities() -> None:
+    answer = QuestionAnswer("urgent", "predicate", ("true", "false"), (0.7, 0.3), 0.7, True)
+    prediction = Prediction("0", (), (), answers=(answer,))
+    asking = decisions.Task(decisions.Options(name="decisions"))
+    (row,) = tabulate(asking, ["a"], [prediction], META).to_pylist()
+    assert row == {
+        "id": "a",
+        "answers": [
+            {
+                "name": "urgent",
+                "value": "true",
+                "confidence": 0.7,
+                "abstained": True,
+                "probabilities": [
+                    {"value": "true", "probability": 0.7},
+                    {"value": "false", "probability": 0.3},
+                ],
+            }
+        ],
+    }

@@ -85,3 +85,30 @@ def test_refusals_of_the_replica_have_the_status_of_the_format(url: str) -> None
         client.decisions.create(model="traced", input=TEXT, questions=[*own, other])  # type: ignore[list-item]
     with pytest.raises(RefusedError, match="404 model: no such release"):
         Client(url).decide(TEXT, own, model="unknown")
+
+
+def test_a_release_of_typed_questions_answers_its_own_and_any_other_in_one_request(
+    place: Path,
+) -> None:
+    other = {
+        "type": "choice",
+        "name": "organ",
+        "instructions": "the organ was",
+        "choices": [{"value": "lung"}, {"value": "heart", "description": "rhythm"}],
+    }
+    with serving(tiny.checkpoint("decisions"), place / "typed") as url:
+        client = Client(url)
+        own = client.questions()
+        assert [question["name"] for question in own] == ["cause", "surgery", "growth"]
+        reply = client.decide(TEXT, [*own, other])
+        alone = client.decide(TEXT, [other]).answers[0]
+    release = medray.load("traced@1", storage_path=str(place / "typed"))
+    (row,) = release.predict([TEXT])
+    cause, surgery, growth, organ = reply.answers
+    assert list(cause.probabilities.values()) == pytest.approx(
+        row.answers[0].probabilities, abs=1e-4
+    )
+    assert surgery.probability == pytest.approx(row.answers[1].probabilities[0], abs=1e-4)
+    assert growth.score == pytest.approx(row.answers[2].score, abs=1e-4)
+    assert organ.probabilities == pytest.approx(alone.probabilities, abs=1e-4)
+    assert sum(organ.probabilities.values()) == pytest.approx(1)

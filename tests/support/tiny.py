@@ -403,9 +403,13 @@ def checkpoint(kind: str = "study", *settings: str) -> Path:
     """Return the checkpoint of a trial of one epoch, trained once per process. Tests read or
     publish it, which copies it."""
     place = _shared_folder()
-    study_config = {"study": study, "choice": choice_study, "instruct": instruct_study}[kind](
-        place, "train.epochs=1", *settings
-    )
+    kinds = {
+        "study": study,
+        "choice": choice_study,
+        "instruct": instruct_study,
+        "decisions": decision_study,
+    }
+    study_config = kinds[kind](place, "train.epochs=1", *settings)
     return trial(study_config, place).run().checkpoint
 
 
