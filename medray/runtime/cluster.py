@@ -43,9 +43,6 @@ JOB_VARIABLES = {
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": "300",  # 30 s fail on a busy machine
-    # Tune reuses a trial's process once its thread has ended. It waits 2 s for that, which is too
-    # short for a busy machine, and loses the next trial.
-    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "600",
 }
 _PASSED_ON = ("MEDRAY_CACHE", "HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT", "TOKENIZERS_PARALLELISM")
 
@@ -276,24 +273,34 @@ def free_port(preference: int = 0) -> int:
 
 
 def free_leaked_groups() -> int:
-    """Remove placement groups of jobs that have ended, and return their number. They would hold
-    CPUs and GPUs for ever.
+    """Remove the placement groups of jobs, and of actors of this job, that have ended. Return their
+    number. They would hold CPUs and GPUs forever.
 
-    Groups with a name stay. Serve finds its own by name, and its replicas outlive the job that
-    deployed them."""
+    Ray Train's controller leaks its group where it dies while its workers start (Ray 2.60). Groups
+    with a name stay. Serve finds its own by name, and its replicas outlive the job that deployed
+    them."""
     import ray
-    from ray.util import placement_group_table, remove_placement_group
+    from ray._private.state import actors, jobs, state
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+    from ray.util import remove_placement_group
     from ray.util.placement_group import PlacementGroup
 
-    if not (dead_jobs := {job["JobID"] for job in ray._private.state.jobs() if job["IsDead"]}):
-        return 0
-    # A placement group's id ends with that of the job that made it.
-    num_digits = len(next(iter(dead_jobs)))
-    leaks = [
-        key
-        for key, group in placement_group_table().items()
-        if group["state"] != "REMOVED" and not group["name"] and key[-num_digits:] in dead_jobs
+    groups = [
+        group
+        for row in state._connect_and_get_accessor().get_placement_group_table()
+        if not (group := PlacementGroupTableData.FromString(row)).name
+        and group.state != PlacementGroupTableData.REMOVED
     ]
-    for key in leaks:
-        remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(key)))
+    dead_jobs = {job["JobID"] for job in jobs() if job["IsDead"]} if groups else set()
+    this_job = ray.get_runtime_context().get_job_id()
+
+    def is_leak(group: Any) -> bool:
+        job, actor = group.creator_job_id.hex(), group.creator_actor_id
+        if job != this_job:
+            return job in dead_jobs
+        return bool(actor.strip(b"\xff")) and actors(actor.hex()).get("State") == "DEAD"
+
+    leaks = [group for group in groups if is_leak(group)]
+    for group in leaks:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
     return len(leaks)

@@ -9,18 +9,18 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.tune import PlacementGroupFactory
 from ray.tune.callback import Callback
 from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from medray import plugins
 from medray.runtime.cluster import free_leaked_groups
 from medray.storage import files
-from medray.study import trial_actor
 from medray.study.placement import Placement
 from medray.study.session import Result, Session, TrialStart
+from medray.study.trial_actor import TrialActor
 
 log = logging.getLogger(__name__)
 WARNING_INTERVAL_S = 30.0
@@ -54,10 +54,12 @@ def call(
 
     # Without GPUs, Ray runs the next call in the same process, whose imports are then complete.
     def call_and_free(*values: Any) -> Any:
+        from medray.training.worker import give_memory_back
+
         try:
             return function(*values)
         finally:
-            trial_actor.give_memory_back()
+            give_memory_back()
 
     remote = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus)(call_and_free)
     results: list[Any] = ray.get([remote.remote(*values) for values in arguments])
@@ -68,18 +70,16 @@ def _fit(session: Session, placements: Sequence[Placement]) -> str | None:
     """Run one Tuner. Return why Tune stopped before the end of the search, or None."""
     first_report = threading.Event()
     num_at_once = min(placement.num_at_once for placement in placements)
-    launcher = (
-        "inline" if all(placement.launcher == "inline" for placement in placements) else "train"
-    )
+    launchers = {placement.launcher for placement in placements}
     tuner = tune.Tuner(
-        tune.with_resources(trial_actor.start, _resources),
+        TrialActor,
         tune_config=tune.TuneConfig(
             search_alg=_Searcher(session, num_at_once),
             scheduler=_Scheduler(session, first_report),
             num_samples=-1,
-            # Ray Train still holds its driver, so Tune cannot reuse it: Tune would lose the next
-            # trial silently.
-            reuse_actors=launcher == "inline",
+            # A process that waits for its next trial holds its crew, and with it the CPUs that a
+            # trial of the other launcher may wait for.
+            reuse_actors=len(launchers) == 1,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
         ),
@@ -88,6 +88,7 @@ def _fit(session: Session, placements: Sequence[Placement]) -> str | None:
             name=f"tune-{sum(1 for _ in session.run.folder.glob('tune-*')) + 1}",
             storage_path=str(session.run.folder),
             callbacks=[_Callback(session)],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             failure_config=tune.FailureConfig(max_failures=session.study.resources.max_failures),
             verbose=0,
         ),
@@ -152,17 +153,11 @@ def _tune_config(start: TrialStart, storage_path: Path) -> dict[str, Any]:
         "cpus": placement.cpus,
         "gpus": placement.gpus,
         "max_failures": resources["max_failures"],
+        "shares_crew": plugins.find(
+            "training.strategies", assignment.config["train"]["strategy"]
+        ).Strategy.is_reusable,
         "storage_path": str(storage_path),
     }
-
-
-def _resources(config: dict[str, Any]) -> PlacementGroupFactory:
-    if config["launcher"] == "inline":
-        return PlacementGroupFactory(
-            [{"CPU": config["cpus"], **({"GPU": config["gpus"]} if config["gpus"] else {})}]
-        )
-    # A CPU of the driver would be missing for the workers that it waits for.
-    return PlacementGroupFactory([{"CPU": 0, "node:__internal_head__": 0.001}])
 
 
 class _Shell:

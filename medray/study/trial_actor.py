@@ -1,103 +1,48 @@
-"""Code that runs in a process of Ray: a trial, or a driver that passes it to the workers of a
-TorchTrainer.
+"""The process of Ray Tune that runs the trials of a slot, one after another, with a crew."""
 
-A function imports training code itself: a driver computes nothing, and that import would cost it
-seconds and half a GB. The module is apart from `ray_tune` because workers import it and need no Ray
-Tune."""
-
-import ctypes
-import gc
-import sys
 from typing import Any
 
-from medray.errors import MedrayError
-from medray.models.imports import without_garbage_collection
-from medray.storage import files
-from medray.training.assignment import ERROR, Assignment, failure
+from ray.tune import PlacementGroupFactory, Trainable
+from ray.tune.result import RESULT_DUPLICATE
+
+from medray.study.crew import Crew, Workers, hire
+from medray.training.assignment import Assignment
 
 
-def start(config: dict[str, Any]) -> None:
-    (inline if config["launcher"] == "inline" else drive)(config)
+class TrialActor(Trainable):
+    crew: Crew | None
 
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
+        if config["launcher"] == "inline":
+            return PlacementGroupFactory(
+                [{"CPU": config["cpus"], **({"GPU": config["gpus"]} if config["gpus"] else {})}]
+            )
+        # A CPU of this process would be missing for the workers that it waits for.
+        return PlacementGroupFactory([{"CPU": 0, "node:__internal_head__": 0.001}])
 
-def inline(config: dict[str, Any]) -> None:
-    """Train in this process."""
-    from ray import tune
+    def setup(self, config: dict[str, Any]) -> None:
+        self.crew = None
+        self._assign(config)
 
-    with without_garbage_collection():
-        from medray.training import worker
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._assign(new_config)
+        return True
 
-    try:
-        worker.run_in_ray(Assignment(**config["assignment"]), tune.report)
-    except MedrayError as err:
-        tune.report(failure(err))  # not raised: Tune would retry a trial that cannot continue
-    finally:
-        give_memory_back()  # the next trial runs in this process
+    def step(self) -> dict[str, Any]:
+        """Return the next report of the trial, which has been going on since the last one."""
+        assert self.crew is not None
+        row = self.crew.next_message().row
+        return {RESULT_DUPLICATE: True} if row is None else row  # Tune's word for the end
 
+    def cleanup(self) -> None:
+        if self.crew:
+            self.crew.dismiss()
 
-def give_memory_back() -> None:
-    """Free the memory of a finished call, for other processes and the next call in this one."""
-    gc.collect()  # a trial and its loop refer to each other
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-        trim(0)  # glibc keeps free blocks between used ones: up to the memory of a trial
-
-
-def drive(config: dict[str, Any]) -> None:
-    """Train in workers of Ray Train. This process computes nothing and reserves no CPU."""
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
-    from ray.tune import report
-    from ray.tune.integration.ray_train import TuneReportCallback
-
-    assignment = Assignment(**config["assignment"])
-    trainer = TorchTrainer(
-        _train,
-        train_loop_config=assignment.as_dict(),
-        scaling_config=ScalingConfig(
-            num_workers=config["num_workers"]
-            if isinstance(config["num_workers"], int)
-            else tuple(config["num_workers"]),
-            use_gpu=config["gpus"] > 0,
-            placement_strategy=config["placement"].upper(),
-            resources_per_worker={
-                "CPU": config["cpus"],
-                **({"GPU": config["gpus"]} if config["gpus"] else {}),
-            },
-        ),
-        run_config=RunConfig(
-            name=assignment.trial,
-            storage_path=config["storage_path"],
-            # Without limits, Train waits forever for workers that never start.
-            failure_config=FailureConfig(
-                max_failures=config["max_failures"], controller_failure_limit=3
-            ),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=[TuneReportCallback()],
-        ),
-    )
-    try:
-        trainer.fit()
-    except TrainingFailedError as err:
-        # Train also writes files, and keeps only the text of a worker's error.
-        report(
-            failure(files.full(assignment.folder)) if files.is_full(err) else {ERROR: _cause(err)}
-        )
-
-
-def _train(assignment: dict[str, Any]) -> None:
-    """Train in a worker of Ray Train."""
-    with without_garbage_collection():
-        from medray.training import worker
-
-    worker.train(assignment)
-
-
-def _cause(err: BaseException) -> str:
-    """Return the first sentence of a worker's error, without the text that Train adds."""
-    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-    sentence = next(
-        (line for line in reversed(lines) if line.startswith("medray.errors.")),
-        lines[-1] if lines else type(err).__name__,
-    )
-    return sentence.removeprefix("medray.errors.")
+    def _assign(self, config: dict[str, Any]) -> None:
+        if self.crew and self.crew.workers != Workers.of(config):
+            if not self.crew.dismiss():
+                raise RuntimeError("the workers of the trial before it do not end")
+            self.crew = None
+        self.crew = self.crew or hire(config)
+        self.crew.desk.assign(Assignment(**config["assignment"]), config["max_failures"])

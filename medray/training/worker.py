@@ -1,11 +1,17 @@
-"""Runs one trial from an assignment, and reports to a callable or as a worker of Ray Train."""
+"""Trains the assignments of a desk, one after another, in a process of its own or as one of several
+workers."""
 
+import ctypes
+import gc
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from medray.config.schema import validate
 from medray.config.trial import TrialConfig
@@ -13,11 +19,16 @@ from medray.errors import MedrayError
 from medray.records import Evaluation
 from medray.training import distributed
 from medray.training.assignment import Assignment, TrialReport, failure
+from medray.training.desk import WAIT_S, Order, WorkerDesk
 from medray.training.loop import TrialInterrupt
 from medray.training.material import open_material
 from medray.training.trial import Trial
 
 log = logging.getLogger(__name__)
+
+
+class EarlyStop(Exception):
+    """Ends a trial in its report, because the study stops it."""
 
 
 def run(assignment: Assignment, report: Callable[[dict[str, Any]], None], *, node: str) -> None:
@@ -49,29 +60,52 @@ def run(assignment: Assignment, report: Callable[[dict[str, Any]], None], *, nod
             raise
 
 
-def run_in_ray(assignment: Assignment, report: Callable[[dict[str, Any]], None]) -> None:
-    """Call `run` in a process of Ray. A trial with an interrupt waits for the end of its process,
-    since Ray would start it again."""
-    import ray
+def work(desk: WorkerDesk, *, node: str) -> None:
+    """Train the assignments of a desk until it lets this worker leave."""
+    order = _next(desk, Order(0, None))
+    while order.assignment:
+        _train(desk, order.number, order.assignment, node)
+        give_memory_back()
+        order = _next(desk, order)
+
+
+def _next(desk: WorkerDesk, last: Order) -> Order:
+    while (order := desk.take(last.number, WAIT_S)) is None:
+        pass
+    return order
+
+
+def _train(desk: WorkerDesk, number: int, assignment: Assignment, node: str) -> None:
+    def report(row: dict[str, Any]) -> None:
+        goes_on = distributed.rank() == 0 and desk.report(number, row)
+        if not distributed.broadcast(goes_on):
+            raise EarlyStop
 
     try:
-        run(assignment, report, node=ray.util.get_node_ip_address())
+        run(assignment, report, node=node)
+    except EarlyStop:
+        return
     except TrialInterrupt:
+        # The study has ended, and this process ends with it. Without a wait, Ray would start the
+        # trial again.
         threading.Event().wait()
-
-
-def train(assignment: dict[str, Any]) -> None:
-    """Run a trial as the training function of a TorchTrainer. Ray Train uses the first worker's
-    report."""
-    import ray.train
-
-    try:
-        run_in_ray(Assignment(**assignment), ray.train.report)
     except MedrayError as err:
+        desk.finish(number, failure(err))
         if distributed.world_size() > 1:
             # The others may wait inside a collective call, which only the end of the group ends.
             raise
-        ray.train.report(failure(err))
+    else:
+        if distributed.rank() == 0:
+            desk.finish(number)
+
+
+def give_memory_back() -> None:
+    """Free the memory of a finished trial, for other processes and the next trial in this one."""
+    gc.collect()  # a trial and its loop refer to each other
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)  # glibc keeps free blocks between used ones: up to the memory of a trial
 
 
 class _LogFile(logging.FileHandler):

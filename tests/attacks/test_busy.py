@@ -17,28 +17,36 @@ from support.chaos import GRID
 
 from medray.evaluation.leaderboard import Leaderboard
 from medray.runtime.cluster import Cluster
-from medray.study import trial_actor as trials
+from medray.study import ray_tune
+from medray.study.trial_actor import TrialActor
 
 pytestmark = pytest.mark.ray
 
 
-def delayed_model(seconds: float, timeout_s: str | None = None) -> Any:
-    """A trial's function whose first trial takes so long to end after its last report."""
+def late(seconds: float, *, is_lost: bool) -> type[TrialActor]:
+    """Return a process of trials whose first one takes so long to end after its last report.
 
-    def start(
-        config: dict[str, Any],
-    ) -> None:  # travels by value: the processes of trials cannot import this file
-        import os
+    Where the next trial `is_lost`, Tune finds that it cannot reuse the process."""
 
-        from medray.study import trial_actor
+    # It travels by value: the processes of trials cannot import this file.
+    class LateTrialActor(TrialActor):
+        def setup(self, config: dict[str, Any]) -> None:
+            from medray.training import worker
 
-        if timeout_s is not None:
-            os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = timeout_s
-        trial_actor.inline(config)
-        if config["assignment"]["trial"].endswith("-000"):
-            time.sleep(seconds)
+            give_memory_back = worker.give_memory_back
 
-    return start
+            def wait() -> None:
+                time.sleep(seconds)
+                worker.give_memory_back = give_memory_back
+                give_memory_back()
+
+            worker.give_memory_back = wait
+            super().setup(config)
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            return not is_lost and super().reset_config(new_config)
+
+    return LateTrialActor
 
 
 def statuses(board: Leaderboard) -> list[str]:
@@ -51,7 +59,7 @@ def test_a_trial_whose_end_takes_ten_seconds_longer_costs_no_other_trial(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(trials, "start", delayed_model(10))
+    monkeypatch.setattr(ray_tune, "TrialActor", late(10, is_lost=False))
     study = tiny.study(tmp_path, GRID, "search.algorithm=grid", ray_studies.whole(cluster))
     with caplog.at_level(logging.WARNING, "medray"):
         board = ray_studies.run(study, cluster).board
@@ -66,9 +74,8 @@ def test_a_trial_that_tune_loses_is_run_again_by_the_study(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Tune gives up a process whose thread has not ended in time, and with it the trial that was to
-    run there."""
-    monkeypatch.setattr(trials, "start", delayed_model(3, timeout_s="0"))
+    """Tune gives up a process that it cannot reuse, and with it the trial that was to run there."""
+    monkeypatch.setattr(ray_tune, "TrialActor", late(0, is_lost=True))
     study = tiny.study(
         tmp_path,
         GRID,

@@ -457,7 +457,7 @@ def test_a_second_ctrl_c_ends_a_study_at_once(study: Path, tmp_path: Path) -> No
         (trial,) = (
             number
             for number, name in running.children.items()
-            if name.startswith("ray::ImplicitFunc")
+            if name.startswith("ray::TrialActor")
         )
         os.kill(trial, signal.SIGSTOP)  # it cannot store a state, so the study waits for it
         os.kill(running.process.pid, signal.SIGINT)

@@ -5,6 +5,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,37 @@ def test_placement_groups_of_ended_jobs_are_removed_and_those_of_running_ones_st
     )
     for group in (own, PlacementGroup(ray.PlacementGroupID.from_hex(group_id))):
         remove_placement_group(group)
+
+
+@pytest.mark.ray
+def test_placement_groups_of_an_actor_that_died_are_freed(cluster: Cluster) -> None:
+    import ray
+    from ray.util import placement_group, placement_group_table
+
+    @ray.remote(num_cpus=0)
+    class Owner:
+        def make(self) -> str:
+            group = placement_group([{"CPU": 1}])
+            ray.get(group.ready())
+            return str(group.id.hex())
+
+        def wait(self) -> None:
+            time.sleep(600)
+
+    owners = [Owner.remote() for _ in range(2)]
+    group_ids = ray.get([owner.make.remote() for owner in owners])
+    ray.kill(owners[0])
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(owners[0].wait.remote())
+    assert runtime.free_leaked_groups() == 1
+    assert [placement_group_table()[group_id]["state"] for group_id in group_ids] == [
+        "REMOVED",
+        "CREATED",
+    ]
+    ray.kill(owners[1])
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(owners[1].wait.remote())
+    assert runtime.free_leaked_groups() == 1
 
 
 def test_joining_needs_an_address_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:

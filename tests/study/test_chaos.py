@@ -35,9 +35,10 @@ STATUS = {"Ctrl-C": 130, "SIGTERM": 143}
         (
             "the driver of a trial of Ray Train",
             ("resources.launcher=train",),
-            r"ray::ImplicitFunc",
+            r"ray::TrialActor",
             True,
         ),
+        ("the desk of a crew", ("resources.launcher=train",), r"ray::Desk", True),
         ("the study's process", (), "", False),
         ("Ctrl-C", (), "", False),
         ("SIGTERM", (), "", False),

@@ -19,9 +19,13 @@ import pytest
             "torch transformers peft",
         ),  # of the study's process, which computes nothing
         (
-            "medray.study.trial_actor, medray.training.assignment",
-            "torch transformers peft pandas ray.tune",
-        ),  # before a process of Ray trains
+            "medray.study.trial_actor, medray.study.crew",
+            "torch transformers peft",
+        ),  # of a trial's process, before it trains
+        (
+            "medray.training.desk",
+            "torch transformers peft pandas ray",
+        ),  # of a desk's process
     ],
 )
 def test_a_process_that_computes_nothing_imports_no_torch(

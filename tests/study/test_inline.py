@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from medray.errors import TrialError
-from medray.study import trial_actor as trials
 from medray.training import worker
 from medray.training.assignment import Assignment
+from medray.training.desk import Desk
 
 
 class Cycle:
@@ -23,22 +23,20 @@ class Cycle:
 def test_a_trial_leaves_no_memory_to_the_next_one(
     fails: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ray import tune
-
+    desk = Desk()
     left: list[weakref.ref[Cycle]] = []
-    reports: list[dict[str, Any]] = []
 
     def run(*_: Any, **__: Any) -> None:
         left.append(weakref.ref(Cycle()))
+        desk.dismiss()
         if fails:
             raise TrialError("it cannot go on")
 
     monkeypatch.setattr(worker, "run", run)
-    monkeypatch.setattr(tune, "report", reports.append)
+    desk.assign(Assignment("one", {}, "", ""), 0)
     gc.disable()
     try:
-        trials.inline({"assignment": Assignment("one", {}, "", "").as_dict()})
+        worker.work(desk, node="here")
         assert [reference() for reference in left] == [None]
     finally:
         gc.enable()
-    assert reports == ([{"failed": "it cannot go on"}] if fails else [])

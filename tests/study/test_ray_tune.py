@@ -51,7 +51,7 @@ def test_a_killed_trial_goes_on_from_its_state_and_no_epoch_is_counted_twice(
                 max(
                     number
                     for number, name in processes().items()
-                    if name.startswith("ray::ImplicitFunc")
+                    if name.startswith("ray::TrialActor")
                 )
             )
             os.kill(pids[0], signal.SIGKILL)

@@ -20,16 +20,11 @@ from medray.study.placement import Placement
 from medray.study.run import Run
 from medray.study.session import Session, TrialStart
 from medray.study.study import Outcome
-from medray.study.trial_actor import give_memory_back
 from medray.training import worker
 from medray.training.assignment import Assignment, failure
 from medray.training.loop import TrialInterrupt
 
 CLUSTER = Cluster((Node(cpus=4, gpus=0),), dashboard=None, is_joined=False)
-
-
-class _EarlyStop(Exception):
-    """Ends a trial in its report, as Ray Tune does."""
 
 
 def run(
@@ -77,13 +72,13 @@ def _train(session: Session, assignment: Assignment) -> None:
         with session.ending_on_full_disk():
             if session.on_trial_report(assignment.trial, row):
                 return
-        raise _EarlyStop
+        raise worker.EarlyStop
 
     with session.ending_on_full_disk():
         session.on_trial_start(assignment.trial)
     try:
         worker.run(assignment, report, node="this process")
-    except _EarlyStop:
+    except worker.EarlyStop:
         pass
     except TrialInterrupt as err:
         raise KeyboardInterrupt from err
@@ -91,6 +86,6 @@ def _train(session: Session, assignment: Assignment) -> None:
         with session.ending_on_full_disk():
             session.on_trial_report(assignment.trial, failure(err))
     finally:
-        give_memory_back()
+        worker.give_memory_back()
     with session.ending_on_full_disk():
         session.on_trial_end(assignment.trial)

@@ -17,6 +17,8 @@ class Strategy(Protocol):
 
     # a forward pass is a collective call, so every worker makes the same number of them
     shards_model: bool
+    # a process can train one trial after another with it
+    is_reusable: bool
     # a worker that runs out of memory can repeat its part of a step without the others
     repeats_alone: bool
 

@@ -49,6 +49,7 @@ def lacking() -> list[str]:
 
 
 class Strategy:
+    is_reusable = False
     repeats_alone = False
 
     def __init__(

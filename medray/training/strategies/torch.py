@@ -27,6 +27,7 @@ def lacking() -> list[str]:
 
 
 class Strategy:
+    is_reusable = True
     shards_model = False
     repeats_alone = True
 
