@@ -118,13 +118,13 @@ def serve(
 
 
 def _example(path: str) -> str:
-    from medray.serving.schemas import CHAT_PATH
+    from medray.serving.schemas import CHAT_PATH, DECISIONS_PATH
 
-    body = (
-        '{"messages": [{"role": "user", "content": "..."}]}'
-        if path == CHAT_PATH
-        else '{"text": "..."}'
-    )
+    bodies = {
+        CHAT_PATH: '{"messages": [{"role": "user", "content": "..."}]}',
+        DECISIONS_PATH: '{"input": "...", "questions": [...]}',
+    }
+    body = bodies.get(path, '{"text": "..."}')
     return f"-H 'content-type: application/json' -d '{body}'"
 
 

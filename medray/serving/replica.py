@@ -185,7 +185,7 @@ class ReleaseReplica:
             return model
         if isinstance(model, ChatModel):
             return _wrong_route(f"{model.release.name} answers at {CHAT_PATH}")
-        if not isinstance(request, tuple(route.request for route in model.task.routes)):
+        if not model.takes(request):
             return _wrong_route(f"{model.release.name} answers at {model.path}")
         try:
             response = model.answer(

@@ -293,6 +293,11 @@ class TextModel:
     def path(self) -> str:
         return self.task.routes[0].path if isinstance(self.task, Served) else DECISIONS_PATH
 
+    def takes(self, request: TextRequest) -> bool:
+        """Return whether the request is one of the routes of the release's task."""
+        routes = self.task.routes if isinstance(self.task, Served) else ()
+        return isinstance(request, tuple(route.request for route in routes))
+
     def answer(self, request: TextRequest, *, max_tokens: int, deadline: float) -> TextResponse:
         turn = Turn(self.batcher, self.streams, max_tokens, deadline, self.cloud)
         examples = request.examples()

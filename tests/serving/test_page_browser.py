@@ -191,6 +191,21 @@ def test_an_abstained_question_and_one_that_the_release_does_not_answer_are_sent
     page.until("document.getElementById('problem').textContent.includes('not JSON')")
 
 
+def test_a_release_of_questions_alone_is_asked_them_by_the_form(
+    page: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = fake_service.CARDS["findings@best"].model_copy(update={"path": "/v1/decisions"})
+    monkeypatch.setitem(fake_service.CARDS, "findings@best", card)
+    page.open("findings@best")
+    page.type("#field-text", "A child with asthma")
+    page.value("document.getElementById('send').click()")
+    page.until("!document.getElementById('answer').hidden")
+    assert page.text("#ask-title") == "Ask about a text"
+    assert page.value("document.getElementById('typed').open")
+    assert page.text(".decision .verdict") == "Yes"
+    page.is_clean()
+
+
 def test_a_release_without_questions_offers_none(page: Served) -> None:
     page.open("diseases@1")
     assert page.value("document.getElementById('typed').hidden")

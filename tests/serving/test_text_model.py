@@ -2,13 +2,15 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from medray.serving.streams import LateError, OverloadedError, Streams
-from medray.serving.text_model import Batcher, TooManyTokensError, Turn
+from medray.serving.text_model import Batcher, TextModel, TooManyTokensError, Turn
+from medray.tasks.classification import ClassifyRequest
 
 
 class Echo:
@@ -79,6 +81,16 @@ def batches_behind(
         engine.go.set()
         blocker.result()
         return [answer.result(timeout=10) for answer in answers]
+
+
+def test_a_task_of_questions_alone_takes_no_request_of_texts() -> None:
+    class Questions:
+        pass
+
+    release: Any = SimpleNamespace(task=Questions())
+    model = TextModel(release, Any, Any)  # type: ignore[arg-type]
+    assert model.path == "/v1/decisions"
+    assert not model.takes(ClassifyRequest(text="a"))
 
 
 def test_every_request_gets_its_own_rows_in_their_order_whatever_batch_they_were_in() -> None:
