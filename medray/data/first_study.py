@@ -19,7 +19,8 @@ def first_study(sketch: Sketch, file: str, positive: str | None) -> str:
     """Return the YAML of a study, with comments; it is valid as it stands."""
     task = _task(sketch, positive)
     path = sketch.options.model_dump(mode="json")["path"]
-    base = LANGUAGE_MODEL if sketch.has_answers else BASE_MODEL
+    has_language_model = sketch.has_answers or sketch.has_questions
+    base = LANGUAGE_MODEL if has_language_model else BASE_MODEL
     budget = "  token_budget: 1024  # of a micro-batch: sets memory (see medray plan), not results"
     lines = [
         *_heading(sketch, file),
@@ -30,7 +31,7 @@ def first_study(sketch: Sketch, file: str, positive: str | None) -> str:
         f"  - source: {base}  # or a Hugging Face Hub id, or a folder",
         "train:",
         f"  epochs: {8 if sketch.has_mentions else 3}",
-        *([budget] if sketch.has_answers else []),
+        *([budget] if has_language_model else []),
         "# Six learning rates per base model are tried, and those that fall behind are stopped. To",
         "# search other settings instead:",
         "# search:",
@@ -88,7 +89,7 @@ def _task_section(sketch: Sketch, task: dict[str, Any]) -> list[str]:
         f"{sketch.num_tokens[1]}"
     )
     if sketch.num_tokens[2] > sketch.max_length:
-        if sketch.has_answers:
+        if sketch.has_answers or sketch.has_questions:
             length += ", longer ones are cut"
         elif sketch.has_mentions:
             length += ", longer ones are read in windows"
@@ -99,19 +100,17 @@ def _task_section(sketch: Sketch, task: dict[str, Any]) -> list[str]:
 
 def _task(sketch: Sketch, positive: str | None) -> dict[str, Any]:
     place, kinds = sketch.options.model_dump()["path"], render_counts(sketch.labels)
-    if sketch.has_mentions or sketch.has_answers:
+    if sketch.has_mentions or sketch.has_answers or sketch.has_questions:
         if positive is not None:
-            what = (
-                "its rows have answers in words"
-                if sketch.has_answers
-                else "its texts are annotated with mentions"
+            what = "mentions"
+            if not sketch.has_mentions:
+                what = "answers " + ("in words" if sketch.has_answers else "to typed questions")
+            raise ConfigError(
+                f"{place}: --positive {positive!r} does not apply: its rows have {what}"
             )
-            raise ConfigError(f"{place}: --positive {positive!r} does not apply: {what}")
-        return (
-            {"name": "instruct", "max_new_tokens": sketch.max_length // 2}
-            if sketch.has_answers
-            else {"name": "tagging"}
-        )
+        if sketch.has_answers:
+            return {"name": "instruct", "max_new_tokens": sketch.max_length // 2}
+        return {"name": "decisions" if sketch.has_questions else "tagging"}
     task: dict[str, Any] = {"name": "classification"}
     if sketch.multi_label or len(sketch.labels) != 2:
         if positive is not None:

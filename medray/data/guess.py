@@ -42,6 +42,7 @@ class Sketch:
     multi_label: bool
     has_mentions: bool  # of annotated texts, whose labels are the kinds of mentions
     has_answers: bool  # every row has an answer in words
+    has_questions: bool  # every row has typed questions
     has_split: bool  # the data names the side of each row
     num_tokens: tuple[int, int, int]  # median, 95th percentile, longest; an estimate
     notes: tuple[str, ...]  # what the user should check
@@ -56,6 +57,8 @@ class Sketch:
         """What a row is labeled with."""
         if self.has_answers:
             return "one answer in words per row"
+        if self.has_questions:
+            return "answers to typed questions"
         if self.has_mentions:
             return "kinds of mentions"
         return "several labels per row" if self.multi_label else "one label per row"
@@ -109,10 +112,7 @@ def sketch(place: str, hints: Hints) -> Sketch:
             f"another column than {column!r} with --label-column"
         )
     sides = {GIVEN_NAMES.get((example.split or "").strip().lower()) for example in examples}
-    lengths = [
-        (len(example.text) + len(example.response)) / _CHARACTERS_PER_TOKEN + 2
-        for example in examples
-    ]
+    lengths = [_num_characters(example) / _CHARACTERS_PER_TOKEN + 2 for example in examples]
     median, most, longest = (int(np.ceil(value)) for value in np.percentile(lengths, [50, 95, 100]))
     return Sketch(
         options=options,
@@ -121,11 +121,22 @@ def sketch(place: str, hints: Hints) -> Sketch:
         multi_label=any(len(example.labels) != 1 for example in examples),
         has_mentions=has_mentions,
         has_answers=all(example.response for example in examples),
+        has_questions=all(example.questions for example in examples),
         has_split=sides >= {"train", "test"} and None not in sides,
         num_tokens=(median, most, longest),
         notes=layout.notes + _notes(layout, options, labels, len(rows) - len(examples)),
         data=layout.data,
     )
+
+
+def _num_characters(example: Example) -> int:
+    """Return the length of a text with its answer, or with the longest of its questions."""
+    questions = (
+        len(question.instructions)
+        + sum(len(option.value) + len(option.description) for option in question.options)
+        for question in example.questions
+    )
+    return len(example.text) + len(example.response) + max(questions, default=0)
 
 
 def _layout(path: Path, encoding: str | None) -> Layout:

@@ -277,7 +277,7 @@ def test_annotated_texts_are_recognised_and_get_a_first_study_of_tagging(
     assert "kinds of mentions: 'Disease' (9 rows)" in example.render()
     first = yaml.safe_load(first_study(example, "study.yaml", None))
     assert first["task"]["name"] == "tagging"
-    with pytest.raises(ConfigError, match="annotated with mentions"):
+    with pytest.raises(ConfigError, match="its rows have mentions"):
         first_study(example, "study.yaml", "cancer")
     with pytest.raises(ConfigError, match="--text-column does not apply"):
         sketch(str(path), Hints(text=("note",)))

@@ -11,6 +11,7 @@ import yaml
 
 from medray import plugins
 from medray.config.load import load_study
+from medray.config.schema import validate
 from medray.config.study import StudyConfig
 from medray.data import dataset
 from medray.data.columns import Hints, prediction_columns
@@ -453,3 +454,20 @@ def test_rows_without_answers_keep_their_id_column_where_a_few_ids_are_missing_o
     )
     assert prediction_columns({"text": texts, "second": texts}) == Hints(("text",), None, None)
     assert prediction_columns({"first": texts, "second": texts}) == Hints((), None, None)
+
+
+def test_rows_with_typed_questions_get_a_study_of_decisions(tmp_path: Path) -> None:
+    question = {"type": "noul", "instructions": "Is the patient in danger?"}
+    lines = [
+        json.dumps({"state": f"text {number}", "questions": {"danger": question}, "expected": [1]})
+        for number in range(9)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    questions = sketch(str(tmp_path / "rows.jsonl"), Hints())
+    assert "answers to typed questions" in questions.render()
+    study = validate(
+        StudyConfig, yaml.safe_load(first_study(questions, "x.yaml", None)), where="x.yaml"
+    )
+    assert (study.data.format.name, study.task.name) == ("typed_questions", "decisions")
+    with pytest.raises(ConfigError, match="its rows have answers to typed questions"):
+        first_study(questions, "x.yaml", "true")
