@@ -253,6 +253,7 @@ DISCLAIMER = "Research software, not a medical device: no diagnosis, no treatmen
 
 
 Needs = Literal["head", "token head", "language model"]
+Pooling = Literal["token", "mean"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +263,8 @@ class Head:
     labels: tuple[str, ...]
     multi_label: bool = False
     per_token: bool = False  # one output per token instead of one per row
+    # What a head per row reads: the token that the architecture reads, or the mean of all tokens.
+    pooling: Pooling = "token"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import house
 import pytest
 
 BOUNDS = {
-    "modules": 238,
+    "modules": 239,
     "single modules at the top": 4,
     "layers": 11,
     "files that compute an F1": 1,

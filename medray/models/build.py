@@ -125,7 +125,12 @@ def merge(model: BuiltModel) -> BuiltModel:
 
 def merge_and_export(model: BuiltModel, folder: Path) -> None:
     """Merge a copy of a model, and write it with its tokenizer as a folder that plain transformers
-    loads."""
+    loads. Raise for a head that reads means, which plain transformers does not compute."""
+    if model.head and model.head.pooling == "mean":
+        raise ConfigError(
+            f"{model.base.source}: the head reads the mean of all tokens, and plain transformers "
+            "would give it one token; export the adapter, or train with task.pooling: token"
+        )
     plain = merge(replace(model, network=copy.deepcopy(model.network)))
     with quiet():
         plain.network.save_pretrained(str(folder))

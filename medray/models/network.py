@@ -25,6 +25,7 @@ from medray.models.architecture import (
 from medray.models.batch import set_attention
 from medray.models.families import Family, family_of
 from medray.models.libraries import quiet
+from medray.models.mean_pooling import pool_means
 from medray.models.sources import Base
 from medray.types import Head
 
@@ -77,13 +78,16 @@ def load(
     set_attention(network)
     family = family or family_of(network, config.model_type)
     other_shapes = {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]}
-    heads = _fresh_modules(network, family, set(info["missing_keys"])) if head else ()
+    missing = set(info["missing_keys"])
+    if head and head.pooling == "mean":
+        missing -= pool_means(network)
+    heads = _fresh_modules(network, family, missing) if head else ()
     _check_fresh(
         base.source,
         network,
         f"{family.layers_path}.",
         heads,
-        missing=set(info["missing_keys"]),
+        missing=missing,
         other_shapes=other_shapes,
     )
     return network, replace(family, head_modules=heads)

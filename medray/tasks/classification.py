@@ -26,7 +26,7 @@ from medray.tasks.base.labels import (
 from medray.tasks.base.protocol import LossInputs, TaskOptions
 from medray.tasks.base.route import Route, TextRequest, TextResponse
 from medray.text.windows import Keep, pieces
-from medray.types import Encoded, Example, Floats, Head, Prediction
+from medray.types import Encoded, Example, Floats, Head, Pooling, Prediction
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +61,13 @@ class Options(TaskOptions):
     keep: Keep = Field("start", description="the part of a long text to keep when it is truncated")
     window_overlap: int = Field(
         64, ge=0, description="number of tokens that neighboring windows share"
+    )
+    pooling: Pooling = Field(
+        "token",
+        description=(
+            "what the head reads: the first token of an encoder or the last one of a decoder, or "
+            "the mean of all tokens"
+        ),
     )
     class_weights: ClassWeights = Field(
         "none",
@@ -200,7 +207,7 @@ class Task(ClosedSetTask):
         }
 
     def head(self) -> Head:
-        return Head(self.labels, self.options.multi_label)
+        return Head(self.labels, self.options.multi_label, pooling=self.options.pooling)
 
     def encode(self, examples: Sequence[Example], tokenizer: Any) -> list[Encoded]:
         options = self.options
