@@ -167,7 +167,12 @@ def test_a_trial_that_is_stopped_early_keeps_its_best_epoch(tmp_path: Path) -> N
     space = (
         "search.space={train.learning_rate: {grid: [0.005, 1.0e-9]}}"  # the second learns nothing
     )
-    settings = ["task.metric=log_loss", "search.scheduler=asha", "train.epochs=3"]
+    settings = [
+        "task.metric=log_loss",
+        "search.scheduler=asha",
+        "search.grace_epochs=1",
+        "train.epochs=3",
+    ]
     outcome = run(tiny.study(tmp_path, space, *settings))
     assert [record.status for record in outcome.run.records()] == ["finished", "stopped"]
     (entry,) = (entry for entry in outcome.board.entries if entry.status == "stopped")
