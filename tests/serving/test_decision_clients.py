@@ -1,5 +1,5 @@
-"""Typed questions as other projects' clients ask them. They are no requirements of medray's tests:
-`pip install langchain-openai litellm typesafe-sdk` brings them."""
+"""Typed questions as other projects' clients ask them. litellm is no requirement of medray's tests,
+since its versions with typed questions do not fit medray's other packages."""
 
 import os
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def url() -> Iterator[str]:
 
 
 def test_langchain_reads_choices_predicates_and_refusals(url: str) -> None:
-    decisions = pytest.importorskip("langchain_openai.decisions", reason="needs langchain-openai")
+    from langchain_openai import decisions
 
     def ask(model: str, text: object, **questions: object):  # type: ignore[no-untyped-def]
         runnable = decisions.OpenAIDecisions(model=model, base_url=f"{url}/v1", api_key="none")
@@ -64,7 +64,8 @@ def test_litellm_reads_both_formats(url: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_sdk_of_system_one_reads_answers_and_errors(url: str) -> None:
-    sdk = pytest.importorskip("typesafe_sdk", reason="needs typesafe-sdk")
+    import typesafe_sdk as sdk
+
     client = sdk.TypeSafeClient(api_key="none", base_url=url)
     label = sdk.Choice(criteria=dict.fromkeys(LABELS))
     answer = client.system_one(state=["a text"], model="cancer", questions={"label": label})
