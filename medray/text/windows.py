@@ -23,7 +23,12 @@ class Pieces:
 def encode(texts: Iterable[str], tokenizer: Any, *, offsets: bool = False) -> Sequence[Any]:
     """Encode whole texts with special tokens, each as an `Encoding` of tokenizers; `offsets` adds
     the characters of each token."""
-    backend = tokenizer.backend_tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ConfigError(
+            f"{type(tokenizer).__name__}: this tokenizer is pure Python and medray needs one of the "
+            "tokenizers library; use a base model whose folder has a tokenizer.json"
+        )
     # transformers would make lists of every text's masks, which takes as long as some tokens.
     # encode_special_tokens: a text that spells "[SEP]" or "<|im_end|>" must not end the sequence.
     if backend.truncation is not None:

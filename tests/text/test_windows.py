@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from support import tiny, tokenizers
 
+from medray.errors import ConfigError
 from medray.text.prompts import prompts
 from medray.text.windows import Keep, cut, pieces, slide, token_windows
 
@@ -132,3 +133,11 @@ def test_a_prompt_ends_without_special_tokens_and_only_its_text_is_cut(
                 whole.offsets[gap[0]][0] - len(before),
                 whole.offsets[gap[-1]][1] - len(before),
             )
+
+
+def test_a_tokenizer_in_pure_python_is_an_error_with_a_way_out() -> None:
+    class SlowTokenizer:
+        model_max_length = 512
+
+    with pytest.raises(ConfigError, match="SlowTokenizer: .* whose folder has a tokenizer.json"):
+        pieces(["a text"], SlowTokenizer(), max_length=LENGTH, keep="start", overlap=None)
