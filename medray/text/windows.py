@@ -26,8 +26,8 @@ def encode(texts: Iterable[str], tokenizer: Any, *, offsets: bool = False) -> Se
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ConfigError(
-            f"{type(tokenizer).__name__}: this tokenizer is pure Python and medray needs one of the "
-            "tokenizers library; use a base model whose folder has a tokenizer.json"
+            f"{type(tokenizer).__name__}: this tokenizer is pure Python; use a base model whose "
+            "folder has a tokenizer.json"
         )
     # transformers would make lists of every text's masks, which takes as long as some tokens.
     # encode_special_tokens: a text that spells "[SEP]" or "<|im_end|>" must not end the sequence.
