@@ -173,7 +173,12 @@ class Evaluation:
     is_early: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Return the fields as an earlier medray wrote them, without `is_early` where it is
+        false."""
+        values = asdict(self)
+        if not self.is_early:
+            del values["is_early"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -185,9 +185,16 @@ MUTATIONS = (
     Mutation(
         "labels in one row see each other",
         "medray/engines/scoring.py",
-        "            mask[row, start:end, start:end] = inside",
-        "            mask[row, start:end, start:end] = torch.ones(num, num).tril().bool()",
+        "    for path in (branch, leaf):",
+        "    for path in (branch,):",
         "tests/engines/test_scoring.py",
+    ),
+    Mutation(
+        "questions in one row see each other",
+        "medray/engines/scoring.py",
+        "    for path in (branch, leaf):",
+        "    for path in (leaf,):",
+        "tests/engines/test_branches.py",
     ),
     Mutation(
         "the loss counts the prompt's last token",

@@ -80,7 +80,12 @@ def test_workers_of_ray_train_compute_what_one_does_and_a_full_cluster_never_wai
     )
     resources = f"resources={{num_workers: 2, cpus_per_worker: {int(cluster.cpus) // 2}}}"
     study = tiny.study(
-        tmp_path, *settings, space, resources, "search={scheduler: asha, grace_epochs: 1}"
+        tmp_path,
+        *settings,
+        space,
+        resources,
+        "search.scheduler=asha",
+        "search.grace_epochs=1",
     )
     alive = (
         "import ray, sys; ray.init(address='local', num_cpus=1, log_to_driver=False); print('up', "

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -306,15 +307,32 @@ def test_an_evaluation_reads_prepared_rows_and_predicts_as_from_texts(
 class _TextList:
     """A tokenizer that keeps the texts that it encodes."""
 
-    def __init__(self, tokenizer: object) -> None:
+    def __init__(self, tokenizer: Any) -> None:
         self.tokenizer, self.texts = tokenizer, list[str]()
+        self.backend_tokenizer = _Backend(tokenizer.backend_tokenizer, self.texts)
 
     def __call__(self, texts: list[str], **options: object) -> object:
         self.texts += texts
-        return self.tokenizer(texts, **options)  # type: ignore[operator]
+        return self.tokenizer(texts, **options)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.tokenizer, name)
+
+
+class _Backend:
+    def __init__(self, backend: Any, texts: list[str]) -> None:
+        self.backend, self.texts = backend, texts
+
+    def encode_batch(self, texts: list[str]) -> object:
+        self.texts += texts
+        return self.backend.encode_batch(texts)
+
+    def encode_batch_fast(self, texts: list[str]) -> object:
+        self.texts += texts
+        return self.backend.encode_batch_fast(texts)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.backend, name)
 
 
 def test_a_test_row_never_trains(tmp_path: Path) -> None:
