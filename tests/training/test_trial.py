@@ -13,6 +13,7 @@ from support import tiny
 
 from medray.config.study import StudyConfig
 from medray.data import dataset
+from medray.engines.transformers import TransformersEngine
 from medray.errors import ArtifactError, DataError
 from medray.models import precision
 from medray.records import parse_history
@@ -294,7 +295,8 @@ def test_an_evaluation_reads_prepared_rows_and_predicts_as_from_texts(
     trial.run()
     validation = trial.validation
     assert validation is not None
-    engine = trial._engine("fp32")
+    token_budget = trial.config.train.token_budget  # another one rounds in another order
+    engine = TransformersEngine(trial.model, precision="fp32", token_budget=token_budget)
     assert trial.task.predict(engine, trial.material.validation) == validation.predictions
     engine.model.tokenizer = tokenizer = _TextList(engine.tokenizer)
     first_text = trial.material.validation[0].text
