@@ -25,6 +25,11 @@ import rows as encoding
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 _LENGTH, _BATCH = 512, 16
+ARMS = {
+    "sorted": "bare loop, sorted",
+    "plain": "bare loop, as read",
+    "map": "datasets.map + pipeline",
+}
 
 
 def texts(path: str) -> list[str]:
@@ -145,6 +150,53 @@ def encode(args: argparse.Namespace, folder: Path) -> None:
             print(f"{name:26} {f'all, turn {turn + 1}':32} {total:8.1f} {cpu:8.1f} {most:6.2f}")
 
 
+def run_arm(name: str, folder: str, dtype: str) -> float:
+    """Return the rows per second of an arm that predicts in this process."""
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    rows, model = texts(f"{folder}/rows.csv"), f"{folder}/merged"
+    if name == "map":
+        return map_dataset(rows, model, dtype)
+    return bare(rows, model, dtype, is_sorted=name == "sorted")
+
+
+def compare(args: argparse.Namespace, folder: Path) -> None:
+    """Print the rate of each arm, and medray's relative to the others."""
+    num_rows, cores = prepare(args, folder), len(os.sched_getaffinity(0))
+    print(f"{num_rows} rows, {cores} cores\n{'arm':36} {'rows/s':>8} {'whole s':>8}")
+    for dtype, short in (("float32", "fp32"), ("bfloat16", "bf16")):
+        rates = {}
+        for arm, title in ARMS.items():
+            command = [__file__, "--data", args.data, "--arm", arm, str(folder), dtype]
+            start = time.perf_counter()
+            process = subprocess.run(
+                [sys.executable, *command], capture_output=True, text=True, check=True
+            )
+            rates[arm] = float(process.stdout.splitlines()[-1])
+            show_rate(f"{title}, {short}", rates[arm], start)
+        start = time.perf_counter()
+        rate = predict(folder, short, num_rows)
+        show_rate(f"medray predict, {short}", rate, start)
+        shares = ", ".join(f"{rate / other:.2f} of {arm}" for arm, other in rates.items())
+        print(f"medray predict {short}: {shares}", flush=True)
+
+
+def predict(folder: Path, precision: str, num_rows: int) -> float:
+    """Run `medray predict` and return its rows per second."""
+    output = folder / f"out-{precision}"
+    command = ["predict", "bench", "--input", str(folder / "rows.csv"), "--output", str(output)]
+    options = ["--storage-path", str(folder / "runs"), "--precision", precision]
+    subprocess.run(
+        [sys.executable, "-m", "medray.cli", *command, *options], capture_output=True, check=True
+    )
+    return ours(output, num_rows)
+
+
+def show_rate(title: str, rate: float, start: float) -> None:
+    print(f"{title:36} {rate:8.1f} {time.perf_counter() - start:8.1f}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True, help="a CSV with a column of texts")
@@ -165,93 +217,13 @@ def main() -> None:
         name, folder, path = args.arm
         stages = encoding.ARMS[name](Path(path), Path(folder), args.base)
         print(json.dumps([asdict(stage) for stage in stages]))
-        return
-    if args.encode:
-        with tempfile.TemporaryDirectory() as name:
-            encode(args, Path(name))
-        return
-    if not (args.arm or args.samples):
+    elif args.arm:
+        print(json.dumps(run_arm(*args.arm)))
+    elif not (args.encode or args.samples):
         parser.error("--samples is missing; name a folder of texts per class")
-    cores = len(os.sched_getaffinity(0))
-    if args.arm:
-        import torch
-
-        torch.set_num_threads(cores)
-        name, folder, dtype = args.arm
-        rows = texts(f"{folder}/rows.csv")
-        model = f"{folder}/merged"
-        rate = (
-            map_dataset(rows, model, dtype)
-            if name == "map"
-            else bare(rows, model, dtype, is_sorted=name == "sorted")
-        )
-        print(json.dumps(rate))
-        return
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        num_rows = prepare(args, folder)
-        print(f"{num_rows} rows, {cores} cores\n{'arm':36} {'rows/s':>8} {'whole s':>8}")
-        rates = {}
-        for dtype in ("float32", "bfloat16"):
-            short = {"float32": "fp32", "bfloat16": "bf16"}[dtype]
-            for arm, title in (
-                ("sorted", "bare loop, sorted"),
-                ("plain", "bare loop, as read"),
-                ("map", "datasets.map + pipeline"),
-            ):
-                command = [
-                    sys.executable,
-                    __file__,
-                    "--data",
-                    args.data,
-                    "--arm",
-                    arm,
-                    str(folder),
-                    dtype,
-                ]
-                start = time.perf_counter()
-                process = subprocess.run(command, capture_output=True, text=True, check=True)
-                rates[arm, short] = float(process.stdout.splitlines()[-1])
-                print(
-                    f"{f'{title}, {short}':36} {rates[arm, short]:8.1f} "
-                    f"{time.perf_counter() - start:8.1f}",
-                    flush=True,
-                )
-            output = folder / f"out-{short}"
-            where = [
-                "--input",
-                str(folder / "rows.csv"),
-                "--output",
-                str(output),
-                "--storage-path",
-                str(folder / "runs"),
-            ]
-            command = [
-                sys.executable,
-                "-m",
-                "medray.cli",
-                "predict",
-                "bench",
-                *where,
-                "--precision",
-                short,
-            ]
-            start = time.perf_counter()
-            subprocess.run(command, capture_output=True, check=True)
-            rates["ours", short] = ours(output, num_rows)
-            print(
-                f"{f'medray predict, {short}':36} {rates['ours', short]:8.1f} "
-                f"{time.perf_counter() - start:8.1f}",
-                flush=True,
-            )
-            against = {
-                arm: rates["ours", short] / rates[arm, short] for arm in ("sorted", "plain", "map")
-            }
-            print(
-                f"medray predict {short}: "
-                + ", ".join(f"{share:.2f} of {arm}" for arm, share in against.items()),
-                flush=True,
-            )
+    else:
+        with tempfile.TemporaryDirectory() as name:
+            (encode if args.encode else compare)(args, Path(name))
 
 
 if __name__ == "__main__":

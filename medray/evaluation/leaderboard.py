@@ -12,7 +12,7 @@ from typing import Any, Literal
 from medray.errors import TrialError
 from medray.evaluation import pooling
 from medray.evaluation.bootstrap import Comparison, Interval, Results, interval, num_rows
-from medray.evaluation.metrics import Metrics, higher_is_better
+from medray.evaluation.metrics import Metrics, direction
 from medray.evaluation.pooling import Seeds
 from medray.records import Evaluation, MergeRecord, TrialRecord
 
@@ -129,7 +129,7 @@ class Leaderboard:
     @property
     def better_baselines(self) -> list[Entry]:
         """List the baselines that are better than the winner on validation rows, best first."""
-        sign = 1 if higher_is_better(self.metric) else -1
+        sign = direction(self.metric)
         better = {
             pair.other
             for pair in self.comparisons
@@ -145,7 +145,7 @@ class Leaderboard:
 def best_evaluation(history: Sequence[Evaluation], metric: str) -> Evaluation | None:
     """Return the best evaluation of a trial's whole history, the first of equal ones. Early ones
     and those whose metric is not a number are skipped."""
-    sign = 1 if higher_is_better(metric) else -1
+    sign = direction(metric)
     numbers = [
         evaluation
         for evaluation in history
@@ -178,7 +178,7 @@ def entry_of(record: TrialRecord, history: Sequence[Evaluation], metric: str) ->
 
 def rank(entries: Sequence[Entry], metric: str) -> list[Entry]:
     """Sort entries by their validation metric, the best first and those without one last."""
-    sign = 1 if higher_is_better(metric) else -1
+    sign = direction(metric)
     return sorted(
         entries,
         key=lambda entry: (

@@ -166,6 +166,11 @@ def higher_is_better(name: str) -> bool:
     return name not in (*LOSSES, "brier", "ece", "score_mae")
 
 
+def direction(name: str) -> int:
+    """Return the factor that makes higher values of a metric the better ones."""
+    return 1 if higher_is_better(name) else -1
+
+
 def check_positive(labels: Sequence[str], positive: str | None) -> None:
     """Raise unless a positive label is set for two labels and for no other number. The data cannot
     tell which of two labels is the positive one."""

@@ -16,7 +16,7 @@ from medray.evaluation import baselines
 from medray.evaluation.baselines import MOST_ROWS, Baseline, TrainingRows, ValidationRows
 from medray.evaluation.calibration import is_multi_label
 from medray.evaluation.leaderboard import Entry
-from medray.evaluation.metrics import higher_is_better
+from medray.evaluation.metrics import direction
 from medray.models import architecture, sources
 from medray.models.families import ENCODERS
 from medray.models.imports import without_garbage_collection
@@ -141,7 +141,7 @@ def baseline_candidates(
 def _validation_rows(task: Calibrated, examples: Sequence[Example]) -> ValidationRows:
     """Return the rows that choose a baseline's settings."""
     metric = task.options.metric
-    sign = 1 if higher_is_better(metric) else -1
+    sign = direction(metric)
 
     def value(probabilities: Floats) -> float:
         predictions = _predictions(examples, probabilities)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from medray.config.study import LEARNING_RATE, BaseModelConfig, StudyConfig
-from medray.evaluation.metrics import LOSSES, higher_is_better
+from medray.evaluation.metrics import LOSSES, direction
 from medray.records import TrialRecord
 from medray.study import samplers
 from medray.study.early_stop import Patience, Rungs, first_rung
@@ -191,7 +191,7 @@ class Search:
 
     def observe(self, trial: str, epochs: float, metrics: Mapping[str, float]) -> bool:
         """Record an evaluation. Return whether the trial goes on."""
-        value = metrics[self.metric] * (1 if higher_is_better(self.metric) else -1)
+        value = metrics[self.metric] * direction(self.metric)
         self.epochs[trial] = max(self.epochs[trial], epochs)
         if not math.isnan(value):
             self._best[trial] = max(self._best.get(trial, -math.inf), value)
