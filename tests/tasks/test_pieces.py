@@ -3,7 +3,7 @@ import warnings
 from itertools import pairwise
 
 import pytest
-from support.tokenizers import bert, decoder, minilm
+from support.tokenizer_kinds import bert, decoder, minilm
 
 from medray.errors import ConfigError
 from medray.text.windows import pieces, slide
