@@ -10,13 +10,16 @@ import logging
 import statistics
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from seeds import mean_with_interval
 
 from medray.config.load import load_study
 from medray.config.study import StudyConfig
 from medray.data.dataset import Dataset
+from medray.evaluation import leaderboard
 from medray.evaluation.leaderboard import Entry
 from medray.registry.loading import load
 from medray.registry.predictions import read_predictions
@@ -43,27 +46,47 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)
     figures: dict[str, list[float]] = defaultdict(list)
+    differences: dict[str, list[float]] = defaultdict(list)
     for seed in range(args.seeds):
         with tempfile.TemporaryDirectory() as folder:
             seeds = (f"seed={seed}", f"data.split.seed={seed}", f"storage_path={folder}")
             study = load_study([args.study], [*args.settings, *seeds])
-            for entry, metric in test(study, Path(folder)):
-                spread = entry.test_interval
-                interval = f" [{spread.low:.3f} to {spread.high:.3f}]" if spread else ""
-                figures[entry.name].append(entry.test[metric])
-                print(
-                    f"seed {seed}  {entry.name:50} validation {metric} "
-                    f"{entry.validation[metric]:.4f}  test {entry.test[metric]:.4f}{interval}",
-                    flush=True,
-                )
+            metric, entries = test(study, Path(folder))
+        for entry in entries:
+            spread = entry.test_interval
+            interval = f" [{spread.low:.3f} to {spread.high:.3f}]" if spread else ""
+            figures[entry.name].append(entry.test[metric])
+            print(
+                f"seed {seed}  {entry.name:50} validation {metric} "
+                f"{entry.validation[metric]:.4f}  test {entry.test[metric]:.4f}{interval}",
+                flush=True,
+            )
+        for name, difference in compare(entries, metric).items():
+            differences[name].append(difference)
     print(f"\ntest figures of {args.seeds} seed(s): mean (lowest to highest)")
     for name, values in figures.items():
         mean = statistics.mean(values)
         print(f"{name:50} {mean:.4f} ({min(values):.4f} to {max(values):.4f})")
+    print("\npoints of the test figure, one minus the other with the same seed: mean")
+    for name, values in differences.items():
+        print(f"{name:50} {mean_with_interval(values)}")
 
 
-def test(study: StudyConfig, folder: Path) -> Iterator[tuple[Entry, str]]:
-    """Yield models and baselines with their figures, on the test rows of a study's split."""
+def compare(entries: Sequence[Entry], metric: str) -> dict[str, float]:
+    """Return differences between test figures in points: of the two heads, and of each to the
+    baseline that is best on validation rows."""
+    baselines = [entry for entry in entries if entry.kind == "reference"]
+    best = leaderboard.rank(baselines, metric)[0].test[metric]
+    token, mean = (entry.test[metric] for entry in entries if entry.kind == "trial")
+    return {
+        "mean - token": 100 * (mean - token),
+        "token - best baseline": 100 * (token - best),
+        "mean - best baseline": 100 * (mean - best),
+    }
+
+
+def test(study: StudyConfig, folder: Path) -> tuple[str, list[Entry]]:
+    """Return the metric, and models and baselines with their figures on a split's test rows."""
     materials = Materials(study, folder / "prepared", lambda audit: None)
     dataset, task = materials.dataset(study.data), materials.task
     test_rows, metric = dataset.unlabelled_test(), task.options.metric
@@ -74,8 +97,7 @@ def test(study: StudyConfig, folder: Path) -> Iterator[tuple[Entry, str]]:
     candidates = references.baseline_candidates(task, dataset, test_rows, encoder)
     candidates += [train(study, dataset, folder, pooling) for pooling in POOLINGS]
     rows = LabeledRows(list(dataset.validation), list(dataset.open_test(folder, "bench").examples))
-    for candidate in candidates:
-        yield rows.score(candidate, metric).entry, metric
+    return metric, [rows.score(candidate, metric).entry for candidate in candidates]
 
 
 def train(study: StudyConfig, dataset: Dataset, folder: Path, pooling: str) -> Candidate:

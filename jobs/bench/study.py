@@ -2,15 +2,15 @@
 
 It trains every configuration of the searches to its end, once per seed, and keeps the histories.
 The searches are then replayed from these, which costs seconds. A second call with the same
-`--output` trains only what is missing. `--real` also runs one study, and `--tutorial` trains some
-configurations with a tutorial script; the time of its other configurations is estimated from these.
+`--output` trains only what is missing. `--real` replays nothing: it runs the first seed's study on
+Ray, and `--tutorial` times a tutorial script on some configurations. Its other configurations count
+as the mean of these.
 
 An F1 on few rows means little, so all rows that do not train select and evaluate."""
 
 import argparse
 import json
 import logging
-import math
 import statistics
 import tempfile
 import time
@@ -24,7 +24,7 @@ from typing import Any
 from arms import tutorial
 from replay import Replay, replay
 from rich.console import Console
-from scipy.stats import t as student
+from seeds import mean_with_interval
 
 from medray.config.load import load_study
 from medray.config.study import StudyConfig
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--processes", type=int, default=2, help="trials at once, a CPU each")
     parser.add_argument("--output", help="a folder that keeps what is trained")
-    parser.add_argument("--real", action="store_true", help="also run the study of the first seed")
+    parser.add_argument("--real", action="store_true", help="time the first seed's study instead")
     parser.add_argument(
         "--tutorial", type=int, default=0, help="configurations that the tutorial script trains"
     )
@@ -127,14 +127,13 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(args.output or temporary).resolve()
+        if args.real:
+            time_study(prepare(args, 0, folder / "seed-0"), args.tutorial)
+            return
         seeds = [prepare(args, number, folder / f"seed-{number}") for number in range(args.seeds)]
         record(seeds, args.processes)
         rows = [replay_all(seed, number, args.processes) for number, seed in enumerate(seeds)]
         show(rows)
-        if args.real:
-            study_s = real(seeds[0])
-            if args.tutorial:
-                show_tutorial(seeds[0], args.tutorial, study_s)
 
 
 def report(line: str) -> None:
@@ -244,22 +243,12 @@ def show(rows: Sequence[Mapping[str, tuple[Replay, float]]]) -> None:
             f"epochs against {total(other, 'epochs') / len(rows):.1f} "
             f"({total(NEW, 'epochs') / total(other, 'epochs'):.2f}), "
             f"{total(NEW, 'duration') / total(other, 'duration'):.2f} of the time; test {METRIC} "
-            f"{statistics.mean(differences):+.2f} points{_interval(differences)}"
+            f"{mean_with_interval(differences)} points"
         )
 
 
-def _interval(values: Sequence[float]) -> str:
-    """Return the 95 % interval of a mean over seeds."""
-    if len(values) < 2:
-        return ""
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    width = float(student.ppf(0.975, len(values) - 1)) * error
-    mean = statistics.mean(values)
-    return f" (95 % interval {mean - width:+.2f} to {mean + width:+.2f})"
-
-
-def real(seed: Seed) -> float:
-    """Run the study on Ray. Return the seconds from its first trial's start to its last one's
+def time_study(seed: Seed, num_tutorials: int) -> None:
+    """Run the study on Ray, and print the seconds from its first trial's start to its last one's
     end."""
     config = seed.studies[NEW]
     run = Run.start(config)
@@ -274,7 +263,8 @@ def real(seed: Seed) -> float:
     )
     epochs = sum(run.history(one.trial)[-1].epochs for one in records)
     report(f"the study: {epochs:g} epochs in {seconds:.0f} s")
-    return seconds
+    if num_tutorials:
+        show_tutorial(seed, num_tutorials, seconds)
 
 
 def show_tutorial(seed: Seed, num: int, study_s: float) -> None:
