@@ -95,7 +95,7 @@ def python_page() -> str:
     lines += ["## medray", "", *module_lines(package, None)]
     for module, names in sorted(returned_names(package).items()):
         lines += [f"## {module}", "", *module_lines(module_path(module), names)]
-    for module in ("medray.client", "medray.errors"):
+    for module in ("medray.client", "medray.client.answers", "medray.errors"):
         lines += [f"## {module}", "", *module_lines(module_path(module), None)]
     return "\n".join(lines).rstrip() + "\n"
 

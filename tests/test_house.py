@@ -8,8 +8,8 @@ import house
 import pytest
 
 BOUNDS = {
-    "modules": 239,
-    "single modules at the top": 4,
+    "modules": 240,
+    "single modules at the top": 3,
     "layers": 11,
     "files that compute an F1": 1,
     "lines of the largest file": 359,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from medray.client import MentionAnswer
+from medray.client.answers import MentionAnswer
 from medray.evaluation.novelty import Cloud
 from medray.serving.service import Conversation
 from medray.tasks.base.mention_task import ExtractResponse

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from medray.client import ChoiceAnswer
+from medray.client.answers import ChoiceAnswer
 from medray.errors import ConfigError, DataError
 from medray.evaluation import metrics
 from medray.tasks.base.labels import (

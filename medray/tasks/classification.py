@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from medray.client import LabelAnswer
+from medray.client.answers import LabelAnswer
 from medray.errors import DataError
 from medray.evaluation import metrics
 from medray.evaluation.calibration import mix

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Literal
 
-from medray.client import MentionAnswer, MentionsAnswer
+from medray.client.answers import MentionAnswer, MentionsAnswer
 from medray.errors import DataError
 from medray.evaluation import mention_scores as scorer
 from medray.evaluation.bootstrap import Tallies

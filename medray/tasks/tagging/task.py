@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from medray.client import MentionsAnswer
+from medray.client.answers import MentionsAnswer
 from medray.errors import DataError
 from medray.evaluation.bootstrap import Tallies
 from medray.evaluation.metrics import Metrics

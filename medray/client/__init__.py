@@ -1,7 +1,5 @@
-"""The service's answers, and a client of it: `Client("http://127.0.0.1:8000").classify(["…"])`.
-
-Client and answers need the standard library alone. Tasks build the same answers, and pydantic
-validates dataclasses as they are."""
+"""A client of the service: `Client("http://127.0.0.1:8000").classify(["…"])`. It needs the standard
+library alone."""
 
 import json
 import urllib.error
@@ -10,86 +8,23 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPException
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+from medray.client.answers import ChoiceAnswer, LabelAnswer, MentionAnswer, MentionsAnswer
 from medray.errors import ServingError
 
-
-@dataclass(frozen=True, kw_only=True)
-class LabelAnswer:
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    label: str | None = field(
-        metadata={"description": "the most probable label; null for a multi-label task"}
-    )
-    labels: tuple[str, ...]
-    confidence: float = field(
-        metadata={
-            "description": (
-                "calibrated probability of the label; for a multi-label task, of its least certain "
-                "yes or no"
-            )
-        }
-    )
-    abstained: bool = field(
-        default=False,
-        metadata={"description": "true where the confidence is below the release's threshold"},
-    )
-    probabilities: dict[str, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChoiceAnswer:
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    label: str | None = field(
-        metadata={
-            "description": "the most probable label; null where the generated text names none"
-        }
-    )
-    labels: tuple[str, ...]
-    confidence: float = field(metadata={"description": "calibrated probability of the label"})
-    abstained: bool = field(
-        default=False,
-        metadata={"description": "true where the confidence is below the release's threshold"},
-    )
-    ranked: tuple[str, ...] = field(
-        metadata={"description": "all labels, the most probable one first"}
-    )
-    probabilities: dict[str, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class MentionAnswer:
-    """`text[start:end]` of the text in the request."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    start: int
-    end: int
-    text: str
-    kind: str
-    confidence: float | None = field(
-        metadata={
-            "description": (
-                "a tagger's probability of its least certain word; null for a language model"
-            )
-        }
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class MentionsAnswer:
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    mentions: tuple[MentionAnswer, ...] = field(
-        metadata={"description": "in the order of the text"}
-    )
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Return the kinds of the mentions, without repeats."""
-        return tuple(dict.fromkeys(mention.kind for mention in self.mentions))
+__all__ = [
+    "ChatReply",
+    "ChoiceAnswer",
+    "Client",
+    "DecisionAnswer",
+    "DecisionReply",
+    "LabelAnswer",
+    "MentionAnswer",
+    "MentionsAnswer",
+    "RefusedError",
+    "Reply",
+]
 
 
 @dataclass(frozen=True)
