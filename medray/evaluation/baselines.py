@@ -142,13 +142,15 @@ def search(
     rows: TrainingRows,
     validation: ValidationRows,
     *,
+    most: int = MOST_ROWS,
     seed: int = 0,
 ) -> Baseline:
     """Return the best regression on validation rows, over kinds of features, strengths of
-    regularization and class weights. Of equal ones, the first and simplest wins."""
-    all_rows, num_all = rows.sample(MOST_ROWS, seed), len(rows.texts)
+    regularization and class weights. It is fitted on at most `most` rows. Of equal ones, the first
+    and simplest wins."""
+    all_rows, num_all = rows.sample(most, seed), len(rows.texts)
     if len(all_rows.texts) < num_all:
-        name += f" (fitted on {MOST_ROWS:,} of {num_all:,} rows)"
+        name += f" (fitted on {most:,} of {num_all:,} rows)"
     sample = all_rows.sample(SEARCH_ROWS, seed)
     best = max(_candidates(name, features, sample, validation), key=itemgetter(0))[1]
     if sample is all_rows:

@@ -27,6 +27,8 @@ from medray.tasks.base.protocol import Calibrated, Task, restore
 from medray.types import Example, Floats, Floats32, Prediction
 
 log = logging.getLogger(__name__)
+# A CPU reads a training row in 0.04 s by MiniLM and in some 0.3 s by BERT base, at 128 tokens.
+MOST_ROWS_ON_CPU = 2_000
 
 
 class FrozenEncoder:
@@ -37,6 +39,7 @@ class FrozenEncoder:
         self.config, self.task, self.placement, self.call = config, task, placement, call
         self.ms_per_row = 0.0
         self._states: dict[str, Floats32] = {}
+        self.most_rows = MOST_ROWS if placement.gpus else MOST_ROWS_ON_CPU
 
     @property
     def name(self) -> str:
@@ -132,8 +135,9 @@ def baseline_candidates(
     ]
     candidates = [_candidate(baseline, task, dataset, rows) for baseline in references if baseline]
     if encoder:
-        encoder.read([*train.sample(MOST_ROWS).texts, *validation.texts, *_texts(rows)])
-        baseline = baselines.search(encoder.name, {"mean": encoder}, train, validation)
+        most = encoder.most_rows
+        encoder.read([*train.sample(most).texts, *validation.texts, *_texts(rows)])
+        baseline = baselines.search(encoder.name, {"mean": encoder}, train, validation, most=most)
         candidates.append(_candidate(baseline, task, dataset, rows, encoder.ms_per_row))
     return candidates
 

@@ -111,13 +111,6 @@ def test_labels_of_a_multi_label_task_are_learned_apart() -> None:
     ]
 
 
-def test_many_rows_are_sampled_and_the_name_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baselines, "MOST_ROWS", 10)
-    baseline = tfidf(["carcinoma", "heart"] * 20, one_hot([0, 1] * 20))
-    assert baseline is not None
-    assert baseline.name == "TF-IDF + logistic regression (fitted on 10 of 40 rows)"
-
-
 class Lengths:
     """The length of a text; it remembers how many texts it was fitted on."""
 
@@ -129,6 +122,16 @@ class Lengths:
 
     def transform(self, texts: Sequence[str]) -> np.ndarray:
         return np.array([[len(text)] for text in texts], dtype=float)
+
+
+def test_many_rows_are_sampled_and_the_name_says_so() -> None:
+    rows = TrainingRows(["no", "heart failure"] * 20, one_hot([0, 1] * 20), multi_label=False)
+    lengths = Lengths()
+    baseline = baselines.search(
+        "lengths", {"length": lengths}, rows, ValidationRows(["no"], no_choice), most=10
+    )
+    assert lengths.num_fitted == 10
+    assert baseline.name == "lengths (fitted on 10 of 40 rows)"
 
 
 def test_a_search_on_a_sample_ends_with_a_fit_on_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The baselines of a study: a frozen encoder beside counted words."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from support.in_process import CLUSTER, call
 from medray.config.study import StudyConfig
 from medray.config.trial import TrialConfig
 from medray.data import dataset
+from medray.evaluation import baselines
 from medray.study import references
 from medray.study.placement import Placement, place
 from medray.study.references import FrozenEncoder
@@ -36,6 +38,17 @@ def encoder_of(study: StudyConfig, call: Any = call) -> FrozenEncoder | None:
     return references.frozen_encoder(configs(study), task_of(study), placement_of(study), call)
 
 
+def counter() -> tuple[list[int], Any]:
+    """Return a list of the numbers of texts that encoders read, and a caller that extends it."""
+    num_read: list[int] = []
+
+    def count(function: Callable[..., Any], arguments: Sequence[Any], where: Placement) -> Any:
+        num_read.append(len(arguments[0][2]))
+        return call(function, arguments, where)
+
+    return num_read, count
+
+
 def test_the_smallest_encoder_of_a_study_reads_the_texts(tmp_path: Path) -> None:
     large, small = tiny.base(tmp_path, "roberta", num_hidden_layers=4), tiny.base(tmp_path, "bert")
     llama = tiny.base(tmp_path, "llama")
@@ -53,12 +66,7 @@ def test_a_study_of_decoders_has_no_frozen_encoder(tmp_path: Path) -> None:
 def test_a_frozen_encoder_reads_each_text_once_and_gives_the_same_row_each_time(
     tmp_path: Path,
 ) -> None:
-    num_read: list[int] = []
-
-    def count(function: Callable[..., Any], arguments: Sequence[Any], where: Placement) -> Any:
-        num_read.append(len(arguments[0][2]))
-        return call(function, arguments, where)
-
+    num_read, count = counter()
     encoder = encoder_of(tiny.study(tmp_path), count)
     assert encoder is not None
     first = encoder.fit_transform(["tumour growth", "heart failure", "tumour growth"])
@@ -95,3 +103,22 @@ def test_baselines_are_the_majority_counted_words_and_the_frozen_encoder(tmp_pat
         assert [row.row_id for row in candidate.test] == [
             example.id for example in rows.unlabelled_test()
         ]
+
+
+def test_on_a_cpu_a_frozen_encoder_reads_a_sample_of_the_training_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(references, "MOST_ROWS_ON_CPU", 10)
+    study = tiny.study(tmp_path)
+    rows = dataset.load(study.data)
+    num_read, count = counter()
+    on_cpu = references.baseline_candidates(
+        task_of(study), rows, rows.unlabelled_test(), encoder_of(study, count)
+    )
+    texts = {example.text for example in (*rows.train, *rows.validation, *rows.unlabelled_test())}
+    assert num_read == [len(texts) - len(rows.train) + 10]
+    assert on_cpu[2].entry.name.endswith(f"(fitted on 10 of {len(rows.train)} rows)")
+    with_gpu = replace(placement_of(study), gpus=1.0)
+    encoder = references.frozen_encoder(configs(study), task_of(study), with_gpu, count)
+    assert encoder is not None
+    assert encoder.most_rows == baselines.MOST_ROWS
