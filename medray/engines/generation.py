@@ -45,6 +45,10 @@ class GenerationRow:
     last: int = -1  # last token of the text, which the next step reads
 
     @property
+    def reads_logits(self) -> bool:
+        return self.numbers is not None or self.sampling.logprobs is not None
+
+    @property
     def length(self) -> int:
         """Return the number of tokens in the cache."""
         return len(self.prompt) + max(0, self.text.num_tokens - 1)
@@ -155,15 +159,18 @@ class Generation:
             use_cache=True,
             **optional,
         )
-        logits: Tensor = outputs.logits[:, -1].float().cpu()
+        logits: Tensor = outputs.logits[:, -1].float()
         return logits
 
     def _accept(self, rows: Sequence[GenerationRow], logits: Tensor) -> list[Chunk | RowError]:
         greedy = logits.argmax(-1).tolist()
+        # A step without sampling moves one number per row, not a whole vocabulary.
+        reading = [at for at, row in enumerate(rows) if row.reads_logits]
+        to_read = dict(zip(reading, logits[reading].cpu(), strict=True)) if reading else {}
         chunks: list[Chunk | RowError] = []
-        for row, row_logits, best in zip(rows, logits, greedy, strict=True):
+        for at, (row, best) in enumerate(zip(rows, greedy, strict=True)):
             try:
-                self._add_token(row, row_logits, best)
+                self._add_token(row, to_read.get(at), best)
             except Exception as err:  # such as logits that are NaN
                 row.text.finish = "error"
                 chunks.append(RowError(row.index, err))
@@ -174,13 +181,17 @@ class Generation:
         self.drop([row for row in rows if row.text.finish])
         return chunks
 
-    def _add_token(self, row: GenerationRow, logits: Tensor, best: int) -> None:
-        row.last = best if row.numbers is None else draw(logits, row.sampling, row.numbers)
-        row.text.add(row.last, self._logprob(logits, row.last, row.sampling.logprobs))
+    def _add_token(self, row: GenerationRow, logits: Tensor | None, best: int) -> None:
+        """Add the token of a row. A greedy row without log-probabilities needs no logits."""
+        row.last, logprob = best, None
+        if logits is not None:
+            if row.numbers is not None:
+                row.last = draw(logits, row.sampling, row.numbers)
+            if row.sampling.logprobs is not None:
+                logprob = self._logprob(logits, row.last, row.sampling.logprobs)
+        row.text.add(row.last, logprob)
 
-    def _logprob(self, logits: Tensor, token: int, num_top: int | None) -> TokenLogprob | None:
-        if num_top is None:
-            return None
+    def _logprob(self, logits: Tensor, token: int, num_top: int) -> TokenLogprob:
         logprobs = logits.log_softmax(-1)
         values, ids = logprobs.topk(min(num_top, len(logprobs)))
         return token_logprob(
@@ -222,6 +233,9 @@ class _Layer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
+        # Rotary positions leave keys in fp32. Attention casts them to the type of the values anyway,
+        # and did so at every step.
+        key_states = key_states.to(value_states.dtype)
         if not self.is_initialized:
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
             self.keys, self.values = key_states, value_states
@@ -253,11 +267,11 @@ class RowCache(Cache):
     def keep(self, rows: Sequence[int], length: int) -> None:
         """Keep only some rows, and their last `length` positions: earlier ones are padding in
         all."""
-        index = torch.tensor(rows)
+        index = torch.tensor(rows, device=self.layers[0].keys.device)
         for layer in self.layers:
             layer.replace(
                 *(
-                    states[index.to(states.device), :, states.shape[-2] - length :]
+                    states[index, :, states.shape[-2] - length :]
                     for states in (layer.keys, layer.values)
                 )
             )

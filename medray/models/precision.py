@@ -53,12 +53,11 @@ def default_precision(choice: PrecisionChoice) -> Precision:
 
 
 def fast_precision(device: str) -> Precision:
-    """Return bf16 where the hardware multiplies it, and fp32 elsewhere."""
-    return (
-        "bf16"
-        if device == "cuda" or _has_avx512_bf16() or torch.cpu._is_amx_tile_supported()
-        else "fp32"
-    )
+    """Return bf16 where the hardware multiplies it, fp16 on older GPUs, and fp32 elsewhere."""
+    if device == "cuda":
+        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+    has_bf16 = _has_avx512_bf16() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if has_bf16 else "fp32"
 
 
 def multiplies_bf16() -> bool:

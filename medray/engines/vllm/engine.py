@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from medray.engines.base import (
     GeneratedText,
@@ -251,9 +252,12 @@ async def _start(settings: Settings) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    lora: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    if settings.gpus:
+        total_bytes = torch.cuda.get_device_properties(0).total_memory
+        options["gpu_memory_utilization"] = settings.memory_share(total_bytes)
     if settings.rank:
-        lora = {
+        options |= {
             "enable_lora": True,
             "max_lora_rank": settings.rank,
             "max_loras": settings.num_adapters,
@@ -262,7 +266,7 @@ async def _start(settings: Settings) -> Any:
             "lora_target_modules": list(settings.targets),
         }
         if not settings.gpus:
-            lora["worker_extension_cls"] = "medray.engines.vllm.lora_cpu.Extension"
+            options["worker_extension_cls"] = "medray.engines.vllm.lora_cpu.Extension"
     return AsyncLLM.from_engine_args(
         AsyncEngineArgs(
             model=str(settings.folder),
@@ -280,7 +284,7 @@ async def _start(settings: Settings) -> Any:
             enforce_eager=not settings.gpus,
             disable_log_stats=True,
             enable_log_requests=False,
-            **lora,
+            **options,
         )
     )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medray.config.trial import Precision
-from medray.models.architecture import load_config
+from medray.models.architecture import load_config, outline
 from medray.models.precision import DTYPES
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # which vLLM supports
@@ -30,6 +30,7 @@ HEAD_SIZES = (
 )  # which vLLM's attention on CPUs supports
 _BLOCK = 128  # tokens per block of vLLM's cache on CPUs
 _SPARE_BLOCKS = 2  # vLLM itself uses one of them
+_WORKSPACE = 2_000_000_000  # bytes per GPU beside weights and cache: context, activations, graphs
 
 
 def is_installed() -> bool:
@@ -77,6 +78,16 @@ class Settings:
             * DTYPES[self.precision].itemsize
         )
         return math.ceil(num_bytes / max(1, self.gpus))
+
+    def memory_share(self, total_bytes: int) -> float:
+        """Return the share of a GPU's memory that the engine needs: weights, cache and workspace.
+
+        vLLM does not start unless this share is free. By default it requires 92 %, also where the
+        size of the cache is given, so no second engine could start beside the first."""
+        network, _ = outline(self.folder, "language model")
+        num_weights = sum(parameter.numel() for parameter in network.parameters())
+        weight_bytes = num_weights * DTYPES[self.precision].itemsize / self.gpus
+        return min(1.0, (weight_bytes + self.cache_bytes + _WORKSPACE) / total_bytes)
 
 
 def set_environment(settings: Settings) -> None:
