@@ -233,8 +233,7 @@ class _Layer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        # Rotary positions leave keys in fp32. Attention casts them to the type of the values anyway,
-        # and did so at every step.
+        # Rotary positions leave keys in fp32, and attention would cast all of them at every step.
         key_states = key_states.to(value_states.dtype)
         if not self.is_initialized:
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True

@@ -152,6 +152,47 @@ def test_a_seed_says_the_same_whatever_it_is_batched_with(tmp_path: Path) -> Non
     )  # each prompt draws its own numbers
 
 
+def test_greedy_rows_beside_sampling_ones_and_ones_with_logprobs_say_the_same_as_alone(
+    tmp_path: Path,
+) -> None:
+    engine = TransformersEngine(make(tmp_path), precision="fp32", token_budget=1000)
+    settings = [
+        Sampling(max_tokens=9),
+        Sampling(max_tokens=9, temperature=1.0, seed=3),
+        Sampling(max_tokens=9, logprobs=2),
+    ]
+
+    def run(numbers: list[int]) -> dict[int, list[Chunk]]:
+        generation = engine.generation()
+        rows = [generation.row(at, PROMPTS[at], settings[at]) for at in numbers]
+        results = generation.join(rows)
+        while generation.rows:
+            results += generation.step()
+        chunks = [result for result in results if isinstance(result, Chunk)]
+        return {at: [chunk for chunk in chunks if chunk.index == at] for at in numbers}
+
+    together = run([0, 1, 2])
+    for at in range(3):
+        texts_alone = [chunk.text for chunk in run([at])[at]]
+        assert [chunk.text for chunk in together[at]] == texts_alone
+        has_logprobs = all(chunk.logprobs for chunk in together[at])
+        assert has_logprobs == (at == 2)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi", "phi3", "mistral", "opt"])
+def test_keys_in_half_precision_take_no_more_memory_than_values(
+    tmp_path: Path, family: str
+) -> None:
+    engine = TransformersEngine(make(tmp_path, family), precision="bf16", token_budget=1000)
+    generation = engine.generation()
+    generation.join([generation.row(0, PROMPTS[1], Sampling(max_tokens=8))])
+    for _ in range(3):
+        generation.step()
+        assert generation.cache is not None
+        for layer in generation.cache.layers:
+            assert layer.keys.dtype == layer.values.dtype == torch.bfloat16
+
+
 def test_top_p_takes_the_most_probable_tokens_alone(tmp_path: Path) -> None:
     model = make(tmp_path)
     engine = TransformersEngine(model, precision="fp32", token_budget=1000)
