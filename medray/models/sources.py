@@ -55,7 +55,7 @@ def resolve(source: str, revision: str | None = None, cache_dir: Path | None = N
             "an index with all its shards"
         )
     return Base(
-        source, revision, path, files.hash_text(files.hash_file(file) for file in weights), note
+        source, revision, path, files.hash_text(files.hash_once(file) for file in weights), note
     )
 
 
@@ -168,7 +168,7 @@ def convert_gguf(gguf: Path, name: str, cache_dir: Path) -> tuple[Path, str]:
 
     Returns the folder, and a note about the precision that is lost.
     """
-    digest = files.hash_file(gguf)
+    digest = files.hash_once(gguf)
     target = cache_dir / "bases" / f"{name}-{digest[:16]}-{_FORMAT}"
     if not target.is_dir():
         (cache_dir / "locks").mkdir(parents=True, exist_ok=True)

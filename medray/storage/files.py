@@ -3,12 +3,14 @@ hash."""
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow.fs
@@ -25,6 +27,7 @@ _NOT_WRITABLE = (
     errno.EEXIST,
     errno.ENOTDIR,
 )  # the last two mean that a file is where a folder must be
+_REST_S = 2.0
 LARGEST_JSON = 64 << 20  # the limit for a manifest, a record or a move, in bytes
 
 
@@ -39,6 +42,33 @@ def absolute(path: str) -> Path:
 def hash_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_once(path: Path) -> str:
+    """Return the hash of a large file, from the cache where it is the file that was hashed.
+
+    That is decided by device, inode, size and both times. Every write sets the time of change, and
+    no program can set it back. A hash is stored only once the file has rested for two seconds,
+    since two writes in a row may have the same time."""
+    path = path.resolve()
+    stamp = _stamp(path)
+    place = environment.cache_dir() / "hashes" / f"{hash_text([str(path)])[:32]}.json"
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        record = json.loads(place.read_bytes())
+        if record["stamp"] == stamp:
+            return str(record["hash"])
+    start = time.time()
+    digest = hash_file(path)
+    if _stamp(path) == stamp and start - path.stat().st_ctime > _REST_S:
+        with suppress(OSError, DiskFullError):  # the cache only saves time
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write(place, json.dumps({"stamp": stamp, "hash": digest}).encode())
+    return digest
+
+
+def _stamp(path: Path) -> list[int]:
+    info = path.stat()
+    return [info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns]
 
 
 def hash_bytes(content: bytes) -> str:

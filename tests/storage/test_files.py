@@ -1,3 +1,6 @@
+import hashlib
+import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -65,3 +68,38 @@ def test_a_folder_and_a_file_are_fetched_from_a_uri_once(
     assert files.fetch(str(source)) == source
     with pytest.raises(ArtifactError, match="no such file or folder"):
         files.fetch(f"file://{source}/missing")
+
+
+def test_a_large_file_is_hashed_once_and_again_after_any_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDRAY_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "model.safetensors"
+    reads = []
+    hash_file = files.hash_file
+    monkeypatch.setattr(files, "hash_file", lambda path: reads.append(path) or hash_file(path))
+
+    def check(num_reads: int) -> None:
+        reads.clear()
+        for _ in range(2):
+            assert files.hash_once(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert len(reads) == num_reads
+
+    path.write_bytes(b"first")
+    check(2)  # it changed a moment ago, so another write may get the same time
+    now = time.time
+    monkeypatch.setattr(files.time, "time", lambda: now() + 3)
+    check(1)
+    check(0)
+    before = path.stat()
+    path.write_bytes(b"other")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    check(1)  # same size and same time of writing, but not the same time of change
+    (replacement := tmp_path / "replacement").write_bytes(b"third")
+    replacement.rename(path)
+    check(1)
+    (entry,) = (tmp_path / "cache" / "hashes").iterdir()
+    entry.write_text("[]")
+    check(1)  # an entry that cannot be read is no error
+    (tmp_path / "link").symlink_to(path)
+    assert files.hash_once(tmp_path / "link") == files.hash_once(path)
