@@ -63,7 +63,10 @@ def finalist_candidates(
 ) -> list[Candidate]:
     results = call(
         predict,
-        [(entry.checkpoint, rows, validation, int(placement.cpus) or 1) for entry in entries],
+        [
+            (entry.checkpoint, rows, validation, placement.threads, placement.gpus)
+            for entry in entries
+        ],
         placement,
     )
     candidates = []
@@ -87,17 +90,22 @@ def _ms_per_row(result: Predictions, rows: Sequence[Example]) -> float:
 
 
 def predict(
-    checkpoint: str, rows: Sequence[Example], validation: Sequence[Example], num_threads: int
+    checkpoint: str,
+    rows: Sequence[Example],
+    validation: Sequence[Example],
+    num_threads: int,
+    num_gpus: float,
 ) -> Predictions:
     """Load a checkpoint and return its predictions, and those of the plain model that it merges
     into."""
     with without_garbage_collection():
         import torch
 
+        from medray.models.device import device_of
         from medray.registry.loading import load
 
     torch.set_num_threads(num_threads)
-    release = load(checkpoint, device="cuda" if torch.cuda.is_available() else "cpu")
+    release = load(checkpoint, device=device_of(num_gpus))
     predictions, seconds = predict_with_time(release.task, release.engine, rows)
     samples = _answer_samples(release.task, release.engine)
     is_exact = release.manifest.quantization == "none"
@@ -147,13 +155,16 @@ def base_model_candidates(
     call: Caller,
 ) -> list[Candidate]:
     """Return each base model before training, with its own settings of the task."""
-    state, threads = task.state(), int(placement.cpus) or 1
+    state = task.state()
     configs = [
         config.model_dump(mode="json") | {"data": public_settings(config.data)} for config in bases
     ]
     results = call(
         predict_base_model,
-        [(config, state, rows, validation, threads) for config in configs],
+        [
+            (config, state, rows, validation, placement.threads, placement.gpus)
+            for config in configs
+        ],
         placement,
     )
     candidates = []
@@ -174,16 +185,18 @@ def predict_base_model(
     rows: Sequence[Example],
     validation: Sequence[Example],
     num_threads: int,
+    num_gpus: float,
 ) -> tuple[Predictions, list[Prediction]]:
     with without_garbage_collection():
         import torch
 
+        from medray.models.device import device_of
         from medray.registry.loading import base_model_engine
 
     torch.set_num_threads(num_threads)
     trial = TrialConfig.model_validate(config)
     task = restore(trial.task.model_dump(mode="json"), state)
-    engine = base_model_engine(trial, device="cuda" if torch.cuda.is_available() else "cpu")
+    engine = base_model_engine(trial, device=device_of(num_gpus))
     predictions, seconds = predict_with_time(task, engine, rows)
     return Predictions(
         task, predictions, seconds, None, _answer_samples(task, engine)

@@ -23,6 +23,10 @@ class Placement:
     num_at_once: int  # concurrent trials on the cluster
 
     @property
+    def threads(self) -> int:
+        return int(self.cpus) or 1
+
+    @property
     def least_workers(self) -> int:
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
 

@@ -51,9 +51,9 @@ class FrozenEncoder:
         if not new:
             return
         config = self.config.model_dump(mode="json") | {"data": public_settings(self.config.data)}
-        threads = int(self.placement.cpus) or 1
+        placement, state = self.placement, self.task.state()
         ((states, seconds),) = self.call(
-            embed, [(config, self.task.state(), new, threads)], self.placement
+            embed, [(config, state, new, placement.threads, placement.gpus)], placement
         )
         self.ms_per_row = 1000 * seconds / len(new)
         self._states |= dict(zip(new, states, strict=True))
@@ -67,20 +67,24 @@ class FrozenEncoder:
 
 
 def embed(
-    config: dict[str, Any], state: dict[str, Any], texts: Sequence[str], num_threads: int
+    config: dict[str, Any],
+    state: dict[str, Any],
+    texts: Sequence[str],
+    num_threads: int,
+    num_gpus: float,
 ) -> tuple[Floats32, float]:
     """Return the features of texts, of unit length, and the seconds without loading. The windows
     of a long text are averaged."""
     with without_garbage_collection():
         import torch
 
+        from medray.models.device import device_of
         from medray.registry.loading import base_model_engine
 
     torch.set_num_threads(num_threads)
     trial = TrialConfig.model_validate(config)
     task = restore(trial.task.model_dump(mode="json"), state)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    engine = base_model_engine(trial, task.head(), device=device)
+    engine = base_model_engine(trial, task.head(), device=device_of(num_gpus))
     rows = task.encode(
         [Example(str(number), text) for number, text in enumerate(texts)], engine.tokenizer
     )

@@ -133,7 +133,7 @@ class Session:
         config = config_of(self.study, record)
         placement = self.placement(config)
         resources = config.resources.model_copy(
-            update={"cpus_per_worker": int(placement.cpus) or 1, "gpus_per_worker": placement.gpus}
+            update={"cpus_per_worker": placement.threads, "gpus_per_worker": placement.gpus}
         )
         config = config.model_copy(update={"resources": resources})
         folder = self.run.trial_dir(record.trial)

@@ -17,6 +17,7 @@ from medray.errors import TrialError
 from medray.evaluation.metrics import higher_is_better
 from medray.evaluation.novelty import Cloud
 from medray.models.build import BuiltModel, build
+from medray.models.device import device_of
 from medray.models.precision import choose as choose_precision
 from medray.records import Evaluation
 from medray.registry.loading import make_probe
@@ -52,7 +53,7 @@ class Trial:
     ) -> None:
         self.config, self.material, self.folder, self.report = config, material, folder, report
         self.early_rungs = early_rungs
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = device_of(config.resources.gpus_per_worker)
         self.status = StatusFile(folder if distributed.rank() == 0 else None)
         self.status.stage("loading the base model")
         if config.resources.cpus_per_worker:

@@ -43,7 +43,7 @@ def test_a_finalist_answers_validation_rows_merged_as_well(
 ) -> None:
     data = dataset.load(tiny.study(checkpoint_dir.parents[2]).data)
     predictions = candidates.predict(
-        str(checkpoint_dir), data.unlabelled_test(), data.validation, 1
+        str(checkpoint_dir), data.unlabelled_test(), data.validation, 1, 0
     )
     assert predictions.merged is not None
     f1 = checkpoint.read(checkpoint_dir).metrics["f1_macro"]
@@ -52,7 +52,7 @@ def test_a_finalist_answers_validation_rows_merged_as_well(
     ] == pytest.approx(f1, abs=0.005)
     # The score is the merged model's own: it shows a merge that loses the adapter.
     monkeypatch.setattr(adapter, "merge", lambda model: model.unload())
-    wrong = candidates.predict(str(checkpoint_dir), data.unlabelled_test(), data.validation, 1)
+    wrong = candidates.predict(str(checkpoint_dir), data.unlabelled_test(), data.validation, 1, 0)
     assert wrong.test == predictions.test
     assert wrong.merged != predictions.merged
 
@@ -62,7 +62,8 @@ def test_without_4_bits_there_is_nothing_to_measure(tmp_path: Path) -> None:
     folder = tiny.trial(study, tmp_path).run().checkpoint
     data = dataset.load(study.data)
     assert (
-        candidates.predict(str(folder), data.unlabelled_test(), data.validation, 1).merged is None
+        candidates.predict(str(folder), data.unlabelled_test(), data.validation, 1, 0).merged
+        is None
     )
     assert Registry(str(tmp_path / "registry")).publish(folder, "cancer").serves_merged()
 
