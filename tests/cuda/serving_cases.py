@@ -1,0 +1,73 @@
+"""Releases on the CUDA device in name: heads and generated text as on a CPU.
+
+tests/test_cuda.py runs this file in a process of its own."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import tiny
+
+from medray.config.trial import Precision
+from medray.engines.transformers import TransformersEngine
+from medray.registry.registry import Registry
+from medray.registry.release import Release
+from medray.serving.chat import ChatModel
+from medray.serving.opening import open_model
+from medray.serving.schemas import AppOptions
+from medray.types import Chunk, Sampling
+
+TEXTS = ("tumour in the lung", "fever after infection of the heart", "renal")
+PROMPTS = [[5, 6, 7, 40], [8, 9], [10, 11, 12, 13, 14, 15]]
+
+
+def publish(folder: Path, kind: str, family: str) -> Release:
+    study = (tiny.instruct_study if kind == "instruct" else tiny.study)(
+        folder, "train.epochs=1", "resources.gpus_per_worker=0", family=family, num_rows=24
+    )
+    checkpoint = tiny.trial(study, folder).run().checkpoint
+    return Registry(str(folder / "runs")).publish(checkpoint, "cancer")
+
+
+def answers(release: Release, device: str, precision: Precision) -> Any:
+    """Return the probabilities, or the generated text, of a release that is open for requests."""
+    options = AppOptions(
+        releases=("cancer",), precision=precision, token_budget=256, generation_tokens=512
+    )
+    deadline = time.monotonic() + 60
+    with ThreadPoolExecutor(1) as thread:
+        model = open_model(release, options, thread, device=device)
+        if isinstance(model, ChatModel):
+            return [chunk.text for chunk in model.streams.collect(PROMPTS, Sampling(6), deadline)]  # type: ignore[attr-defined]
+        request = model.task.routes[0].request(inputs=TEXTS)
+        response: Any = model.answer(request, max_tokens=1000, deadline=deadline)
+        assert model.release.model.network.device.type == device
+        return [list(answer.probabilities.values()) for answer in response.predictions]
+
+
+@pytest.mark.parametrize(
+    "family", ["bert", "roberta", "distilbert", "electra", "llama", "mistral", "phi", "phi3", "opt"]
+)
+def test_a_head_answers_as_on_a_cpu(tmp_path: Path, family: str) -> None:
+    release = publish(tmp_path, "classification", family)
+    on_cpu = answers(release, "cpu", "fp32")
+    for precision, tolerance in (("fp32", 1e-5), ("bf16", 0.02)):
+        on_device = answers(release, "cuda", precision)
+        for one, other in zip(on_device, on_cpu, strict=True):
+            assert one == pytest.approx(other, abs=tolerance)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "phi", "phi3", "opt"])
+def test_a_release_that_talks_gives_the_text_of_a_cpu(tmp_path: Path, family: str) -> None:
+    release = publish(tmp_path, "instruct", family)
+    assert answers(release, "cuda", "fp32") == answers(release, "cpu", "fp32")
+    sampling = Sampling(6, temperature=0.8, top_p=0.9, seed=3, logprobs=2)
+
+    def texts(device: str) -> list[Chunk]:
+        engine = release.load(device=device).engine
+        assert isinstance(engine, TransformersEngine)
+        return list(engine.generate(TEXTS, sampling))
+
+    assert [chunk.text for chunk in texts("cuda")] == [chunk.text for chunk in texts("cpu")]

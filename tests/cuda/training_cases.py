@@ -1,0 +1,166 @@
+"""Trials on the CUDA device in name: the CPU's losses, and everything on one device.
+
+tests/test_cuda.py runs this file in a process of its own."""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support import tiny
+from support.pretend_cuda import Device, DeviceMismatchError
+
+from medray.registry import loading
+from medray.training.loop import Loop
+from medray.training.trial import Trial
+from medray.training.trial_folder import TrialResult
+
+KINDS: dict[str, Callable[..., Any]] = {
+    "classification": tiny.study,
+    "choice": tiny.choice_study,
+    "instruct": tiny.instruct_study,
+    "decisions": tiny.decision_study,
+    "tagging": lambda folder, *settings, **options: tiny.mention_study(
+        folder, "{name: tagging, max_length: 64}", *settings, **options
+    ),
+    "extraction": lambda folder, *settings, **options: tiny.mention_study(
+        folder, "{name: extraction, max_length: 96, max_answer: 24}", *settings, **options
+    ),
+}
+ON_CPU = "resources.gpus_per_worker=0"
+
+
+def make(folder: Path, kind: str, family: str, *settings: str) -> Trial:
+    """Return a trial of few rows whose results depend on no random number of the device."""
+    shutil.rmtree(folder / "trial", ignore_errors=True)
+    study = KINDS[kind](
+        folder, "train.epochs=1", "lora.dropout=0.0", *settings, family=family, num_rows=24
+    )
+    return tiny.trial(study, folder)
+
+
+def losses(result: TrialResult) -> list[float]:
+    return [evaluation.train_loss for evaluation in result.history]
+
+
+@pytest.mark.parametrize(
+    ("kind", "family"),
+    [
+        ("classification", "bert"),
+        ("choice", "llama"),
+        ("instruct", "opt"),
+        ("decisions", "llama"),
+        ("tagging", "roberta"),
+        ("classification", "distilbert"),
+        ("classification", "electra"),
+        ("classification", "mistral"),
+        ("extraction", "mistral"),
+        ("instruct", "phi"),
+        ("choice", "phi3"),
+    ],
+)
+def test_a_trial_has_the_losses_of_a_cpu_and_its_checkpoint_loads_and_merges_on_both(
+    tmp_path: Path, kind: str, family: str
+) -> None:
+    losses_on_cpu = losses(make(tmp_path, kind, family, ON_CPU).run())
+    trial = make(tmp_path, kind, family)
+    assert trial.device == "cuda"
+    result = trial.run()
+    assert losses(result) == pytest.approx(losses_on_cpu, abs=1e-4)
+    loading.load(result.checkpoint, device="cpu")  # checks the probe, which the device computed
+    release = loading.load(result.checkpoint, device="cuda").merge()
+    assert release.model.network.device.type == "cuda"
+    release.check_probe()
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("bert", ("model.precision=bf16",)),
+        ("llama", ("model.precision=bf16", "model.quantization=nf4")),
+        ("llama", ("model.precision=fp16", "model.gradient_checkpointing=true")),
+        ("roberta", ("model.precision=bf16", "model.quantization=nf4", "lora.dtype=bf16")),
+        ("phi3", ("model.precision=fp32", "model.quantization=nf4")),
+    ],
+)
+def test_in_16_and_4_bits_a_trial_has_nearly_the_losses_of_a_cpu(
+    tmp_path: Path, family: str, settings: tuple[str, ...]
+) -> None:
+    losses_on_cpu = losses(make(tmp_path, "classification", family, *settings, ON_CPU).run())
+    result = make(tmp_path, "classification", family, *settings).run()
+    assert losses(result) == pytest.approx(losses_on_cpu, abs=0.02)
+    loading.load(result.checkpoint, device="cpu")
+    loading.load(result.checkpoint, device="cuda").merge()
+
+
+def test_a_trial_resumes_with_the_losses_of_one_that_was_never_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("train.state_every_steps=1", "lora.dropout=0.1", "train.samples_per_step=4")
+    whole = make(tmp_path, "classification", "bert", *settings).run()
+    advance = Loop.advance
+
+    def advance_to_the_second_step(loop: Loop) -> None:
+        advance(loop)
+        if loop.slot.step == 2:
+            raise KeyboardInterrupt
+
+    trial = make(tmp_path, "classification", "bert", *settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "advance", advance_to_the_second_step)
+        with pytest.raises(KeyboardInterrupt):
+            trial.run()
+    again = Trial(trial.config, trial.material, trial.folder, lambda report: None)
+    assert losses(again.run(resume=True)) == losses(whole)
+    assert again.slot.step > 2
+
+
+def test_out_of_memory_repeats_the_step_with_the_same_losses(tmp_path: Path) -> None:
+    whole = make(tmp_path, "classification", "llama").run()
+    trial = make(tmp_path, "classification", "llama")
+    num_calls = 0
+
+    def run_out(module: Any, inputs: Any, outputs: Any) -> None:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    trial.model.network.base_model.model.model.layers[1].mlp.register_forward_hook(run_out)
+    assert losses(trial.run()) == pytest.approx(losses(whole), abs=1e-5)
+    assert trial.loop.token_budget < trial.config.train.token_budget
+
+
+def test_a_tensor_that_stays_on_the_cpu_is_reported(tmp_path: Path) -> None:
+    trial = make(tmp_path, "classification", "bert")
+    norm = trial.model.network.base_model.model.bert.embeddings.LayerNorm
+    norm.weight = torch.nn.Parameter(torch.ones(32), requires_grad=False)
+    with pytest.raises(DeviceMismatchError, match=r"cuda:0 and, of shape \(32,\), on the cpu"):
+        trial.run()
+
+
+# the most operations and waits of one micro-batch, forward and backward
+MOST_KERNELS = {"bert": 410, "llama": 700, "opt": 700}
+MOST_WAITS = {"bert": 4, "llama": 6, "opt": 6}
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "opt"])
+def test_a_micro_batch_launches_few_kernels_and_rarely_makes_the_host_wait(
+    tmp_path: Path, gpu: Device, family: str
+) -> None:
+    kind = "instruct" if family == "opt" else "classification"
+    trial = make(tmp_path, kind, family, "train.samples_per_step=8", "train.token_budget=32")
+    loop = trial.make_loop()
+    step = loop.steps()[0]
+    assert len(step.ranks[0]) > 2
+    loop.accumulate(step, step.ranks[0])  # creates what later steps use
+    gpu.kernels, gpu.syncs = Counter(), Counter()
+    loop.accumulate(step, step.ranks[0])
+    num_batches = len(step.ranks[0])
+    assert gpu.kernels.total() / num_batches <= MOST_KERNELS[family], gpu.kernels.most_common(20)
+    assert gpu.syncs.total() / num_batches <= MOST_WAITS[family], gpu.syncs
+    assert np.isfinite(loop.accumulate(step, step.ranks[0]))
