@@ -4,6 +4,7 @@ Dropout is 0 unless requested."""
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -27,7 +28,7 @@ from medray.models.families import Family, family_of
 from medray.models.libraries import quiet
 from medray.models.mean_pooling import pool_means
 from medray.models.sources import Base
-from medray.types import Head
+from medray.types import Head, Needs
 
 log = logging.getLogger(__name__)
 
@@ -41,42 +42,70 @@ def load(
     """
     config = _config(base, head, model, pad_token_id)
     needs = needs_of(head)
+    if model.quantization == "none":
+        network, info = _read(base.source, base.path, needs, config)
+        return _check(network, info, base, head, family_of(network, config.model_type))
+    outline = outline_of(config, base.source, needs)
+    family = family_of(outline, config.model_type)
+    options = quantization.settings(model, family, outline)
+    folder = quantization.packed_dir(base.weight_hash, needs, model)
+    with quantization.packing(folder) as is_packed:
+        if is_packed:
+            # transformers knows by this field that the weights need no quantisation
+            config.quantization_config = options.pop("quantization_config").to_dict()
+        place = folder if is_packed else base.path
+        network, info = _read(base.source, place, needs, config, **options)
+        if is_packed:
+            # A merged model is saved as it is. transformers (5.19) would revert how it read the
+            # packed weights, and cannot.
+            network._weight_conversions = []
+        weights = network.state_dict()
+        result = _check(network, info, base, head, family)
+        if not is_packed:
+            own = {name: weights[name] for name in weights if name not in info["missing_keys"]}
+            quantization.pack(own, base.path, folder)
+    quantization.settle(network)
+    return result
+
+
+def _read(
+    source: str, folder: Path, needs: Needs, config: Any, **options: Any
+) -> tuple[Any, dict[str, Any]]:
+    """Return a network with the weights of a folder, and what transformers reports about them."""
     kind = KINDS[needs]
-    family, quantization_options = None, {}
-    if model.quantization != "none":
-        outline = outline_of(config, base.source, needs)
-        family = family_of(outline, config.model_type)
-        quantization_options = quantization.settings(model, family, outline)
     try:
         with quiet():
             network, info = kind.from_pretrained(
-                str(base.path),
+                str(folder),
                 config=config,
                 dtype=torch.float32,
                 local_files_only=True,
-                use_safetensors=any(base.path.glob("*.safetensors")),
+                use_safetensors=any(folder.glob("*.safetensors")),
                 weights_only=True,
                 trust_remote_code=False,
                 # reported below, with the other weights that the base model lacks
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
-                **quantization_options,
+                **options,
             )
     except UnpicklingError as err:  # its message advises to read the file all the same
         raise ArtifactError(
-            f"{base.source}: its *.bin weights contain more than tensors, and reading that would "
-            "run "
+            f"{source}: its *.bin weights contain more than tensors, and reading that would run "
             "code; use a model with safetensors"
         ) from err
     except (OSError, RuntimeError, ValueError, SafetensorError) as err:
         raise ArtifactError(
-            f"{base.source}: cannot be loaded as {kind.__name__.removeprefix('Auto')}: "
-            f"{first_line(err)}"
+            f"{source}: cannot be loaded as {kind.__name__.removeprefix('Auto')}: {first_line(err)}"
         ) from err
-    if quantization_options:
-        quantization.settle(network)
+    return network, info
+
+
+def _check(
+    network: Any, info: dict[str, Any], base: Base, head: Head | None, family: Family
+) -> tuple[Any, Family]:
+    """Set attention and pooling, and return the network with its family. Raise unless exactly the
+    head is new."""
     set_attention(network)
-    family = family or family_of(network, config.model_type)
     other_shapes = {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]}
     missing = set(info["missing_keys"])
     if head and head.pooling == "mean":

@@ -1,21 +1,36 @@
 """Converts frozen linear layers to 4 bits (nf4) and back. The only file that uses bitsandbytes."""
 
+import json
+import logging
 import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
 from types import MethodType
 from typing import Any
 
 import torch
+from filelock import FileLock
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Linear, Module, Parameter
 
+from medray.config import environment
 from medray.config.trial import ModelOptions
-from medray.errors import ConfigError
+from medray.errors import ConfigError, MedrayError
 from medray.models.families import Family
 from medray.models.libraries import LoraLinear, base_of
+from medray.storage import files
+from medray.types import Needs
 
+log = logging.getLogger(__name__)
 # transformers quantises with bitsandbytes, and places weights with accelerate
 _PACKAGES = ("bitsandbytes", "accelerate")
+_FORMAT = 1  # of packed weights; raise it where they change, so that old folders are not used
+_WEIGHTS, _NOTE, _GENERATION = "model.safetensors", "packed.json", "generation_config.json"
 
 
 def check(model: ModelOptions) -> list[str]:
@@ -60,6 +75,77 @@ def settings(model: ModelOptions, family: Family, outline: Module) -> dict[str, 
         llm_int8_skip_modules=[f"^{re.escape(name)}$" for name in outside],
     )
     return {"quantization_config": config, "device_map": {"": "cpu"}}
+
+
+def packed_dir(weight_hash: str, needs: Needs, model: ModelOptions) -> Path:
+    """Return the folder of a base model's packed weights on this machine, without its head."""
+    versions = [metadata.version(name) for name in ("bitsandbytes", "transformers")]
+    parts = (weight_hash, needs, str(model.double_quantization), *versions, str(_FORMAT))
+    return environment.cache_dir() / "bases" / f"nf4-{files.hash_text(parts)[:32]}"
+
+
+@contextmanager
+def packing(folder: Path) -> Iterator[bool]:
+    """Yield whether a folder has packed weights. If it has none, hold its lock in the block, so
+    that one process of this machine quantises and the others read the result."""
+    if _is_packed(folder):
+        yield True
+        return
+    locks = environment.cache_dir() / "locks"
+    try:
+        locks.mkdir(parents=True, exist_ok=True)
+    except OSError:  # without a cache, each load quantises
+        yield False
+        return
+    with FileLock(locks / f"{folder.name}.lock"):
+        yield _is_packed(folder)
+
+
+def _is_packed(folder: Path) -> bool:
+    try:
+        digest = json.loads((folder / _NOTE).read_bytes())["hash"]
+        if files.hash_once(folder / _WEIGHTS) == digest:
+            return True
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        log.warning("%s: cannot be read (%s); the base model is quantised again", folder, err)
+        return False
+    log.warning("%s: does not match its hash; the base model is quantised again", folder)
+    return False
+
+
+def pack(weights: Mapping[str, Tensor], source: Path, folder: Path) -> None:
+    """Store the weights of a network in 4 bits, for later loads. A failure only costs time then.
+
+    Quantising a model of 7 billion weights takes minutes of CPU time. Reading takes seconds."""
+    matrices: set[int] = set()
+    plain: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        if tensor.ndim == 1:
+            tensor = tensor.clone()  # all layers share the values of the 4 bits
+        elif tensor.data_ptr() in matrices:
+            continue  # of embeddings, which transformers ties at a load
+        matrices.add(tensor.data_ptr())
+        plain[name] = _smallest(tensor).contiguous()
+    try:
+        files.remove(folder)
+        with files.new_folder(folder) as filling:
+            save_file(plain, str(filling / _WEIGHTS), metadata={"format": "pt"})
+            if (source / _GENERATION).is_file():
+                shutil.copy(source / _GENERATION, filling / _GENERATION)
+            note = {"hash": files.hash_file(filling / _WEIGHTS)}
+            (filling / _NOTE).write_text(json.dumps(note), encoding="utf-8")
+    except (OSError, RuntimeError, MedrayError) as err:
+        log.warning("%s: cannot store the weights in 4 bits: %s", folder, err)
+
+
+def _smallest(tensor: Tensor) -> Tensor:
+    """Return a tensor in bf16 where that loses nothing, as in models that are published in bf16."""
+    if tensor.dtype != torch.float32:
+        return tensor
+    half = tensor.bfloat16()
+    return half if torch.equal(half.float(), tensor) else tensor
 
 
 def settle(network: Module) -> None:

@@ -88,6 +88,67 @@ def test_losses_are_the_same_with_and_without_an_evaluation_between_steps(
     assert train(model, 6, between=lambda: logits(model)) == losses_alone
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", *tiny.DECODERS])
+@pytest.mark.parametrize("head", [HEAD, None])
+def test_a_base_is_quantised_once_and_later_loads_read_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, head: Head | None
+) -> None:
+    if head is None and family not in tiny.DECODERS:
+        return
+    monkeypatch.setenv("MEDRAY_CACHE", str(tmp_path / "cache"))
+    base = sources.resolve(str(tiny.base(tmp_path, family)))
+    packs = []
+    pack = quantization.pack
+    monkeypatch.setattr(
+        quantization, "pack", lambda *arguments: packs.append(1) or pack(*arguments)
+    )
+
+    def load(double: bool) -> dict[str, torch.Tensor]:
+        options = ModelOptions(quantization="nf4", double_quantization=double)
+        model = build(base, head, options, LoraConfig(r=4), seed=1)
+        weights = model.network.state_dict() | {
+            f"buffer {name}": buffer for name, buffer in model.network.named_buffers()
+        }
+        return {name: tensor.clone() for name, tensor in weights.items()}
+
+    for double in (True, False):
+        packs.clear()
+        first, second, third = load(double), load(double), load(double)
+        assert len(packs) == 1
+        for other in (second, third):
+            assert first.keys() == other.keys()
+            assert all(torch.equal(first[name], other[name]) for name in first)
+            assert all(first[name].dtype == other[name].dtype for name in first)
+
+
+def test_packed_weights_that_changed_on_disk_are_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MEDRAY_CACHE", str(tmp_path / "cache"))
+    path = tiny.base(tmp_path)
+    expectation = logits(make(path))
+    (file,) = (tmp_path / "cache" / "bases").rglob("*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 255
+    file.write_bytes(content)
+    assert np.array_equal(logits(make(path)), expectation)
+    assert "does not match its hash; the base model is quantised again" in caplog.text
+    caplog.clear()
+    assert np.array_equal(logits(make(path)), expectation)
+    assert not caplog.text
+
+
+def test_a_cache_that_cannot_be_written_costs_time_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tiny.base(tmp_path)
+    monkeypatch.setenv("MEDRAY_CACHE", str(tmp_path / "cache"))
+    expectation = logits(make(path))
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MEDRAY_CACHE", str(tmp_path / "file"))
+    assert np.array_equal(logits(make(path)), expectation)
+
+
 def test_every_4_bit_layer_is_told_not_to_repack_on_a_cpu(tmp_path: Path) -> None:
     layers = quantization.quantised_layers(make(tiny.base(tmp_path)).network)
     assert len(layers) == 12
