@@ -28,7 +28,7 @@ def start_options(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     starts: list[dict[str, Any]] = []
 
     class Engine:
-        errored, output_handler = False, None
+        output_handler = None
 
         @classmethod
         def from_engine_args(cls, options: dict[str, Any]) -> "Engine":
@@ -43,7 +43,7 @@ def start_options(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         "vllm.engine.arg_utils": {"AsyncEngineArgs": lambda **options: options},
         "vllm.v1": {},
         "vllm.v1.engine": {},
-        "vllm.v1.engine.async_llm": {"AsyncLLM": Engine},
+        "vllm.v1.engine.async_llm": {"AsyncLLM": type("AsyncLLM", (Engine,), {"errored": False})},
     }.items():
         module = ModuleType(name)
         vars(module).update(members)
