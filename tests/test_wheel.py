@@ -54,3 +54,35 @@ def test_the_wheel_holds_the_package_alone_and_works_from_any_folder(tmp_path: P
     assert str(tmp_path / "site") in process.stdout
     assert "raw_abstracts" in process.stdout
     assert "torch" in process.stdout
+
+
+@pytest.mark.slow
+def test_the_client_installs_nothing_but_medray(tmp_path: Path) -> None:
+    """Without an index there is nowhere to take a dependency from."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "medray", source / "medray")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "-q", "-o", str(tmp_path / "dist"), str(source)],
+        check=True,
+    )
+    (wheel,) = (tmp_path / "dist").glob("medray-*.whl")
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run(
+        [python, "-m", "pip", "install", "-q", "--no-index", f"{wheel}[client]"], check=True
+    )
+    script = (
+        "import sys, medray; medray.Client(), medray.AsyncClient(); from importlib import metadata;"
+        "print(sorted(one.name for one in metadata.distributions() if one.name != 'setuptools'))"
+    )
+    run = subprocess.run([python, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "['medray', 'pip']"
+    command = subprocess.run(
+        [python.with_name("medray"), "--version"], capture_output=True, text=True
+    )
+    assert command.returncode == 1
+    assert "pip install 'medray[predict]'" in command.stderr
+    assert "Traceback" not in command.stderr

@@ -41,6 +41,9 @@ class Check:
         return f"{line}; {self.remedy}" if self.remedy else line
 
 
+_CORE = "predict"  # the extra that every command needs
+
+
 def examine() -> list[Check]:
     """Return all checks of this machine."""
     return [
@@ -71,14 +74,16 @@ def _packages() -> Iterator[Check]:
         yield Check("medray", "warning", "is not installed as a package", "run `make setup`")
         return
     extras = sorted(metadata.metadata("medray").get_all("Provides-Extra") or ())
-    core = [entry for entry in requirements if not entry.marker or _applies(entry, "")]
+    core = [entry for entry in requirements if _applies(entry, _CORE)]
     yield _package_check("required packages", core, "broken")
     for extra in extras:
         entries = [
             entry
             for entry in requirements
-            if entry.marker and _applies(entry, extra) and not _applies(entry, "")
+            if _applies(entry, extra) and not _applies(entry, _CORE) and entry.name != "medray"
         ]
+        if not entries:
+            continue
         yield _package_check(f"extra {extra}", entries, "missing")
 
 
