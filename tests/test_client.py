@@ -1,12 +1,21 @@
 """The client against a service of this process."""
 
+import asyncio
 import subprocess
 import sys
+import threading
 
 import pytest
 from support import fake_service
 
-from medray.client import ChoiceAnswer, Client, LabelAnswer, MentionAnswer, MentionsAnswer
+from medray.client import (
+    ChoiceAnswer,
+    Client,
+    LabelAnswer,
+    MentionAnswer,
+    MentionsAnswer,
+)
+from medray.client.asynchronous import AsyncClient
 from medray.errors import ServingError
 
 
@@ -72,3 +81,67 @@ def test_the_client_imports_the_standard_library_alone() -> None:
     heavy = "'pydantic', 'torch', 'numpy', 'ray'"
     code = f"import sys, medray.client; sys.exit(any(name in sys.modules for name in ({heavy})))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_client_for_asyncio_returns_what_the_client_returns() -> None:
+    references = {card.path: reference for reference, card in fake_service.CARDS.items()}
+    model = references["/v1/classify"]
+    with fake_service.running(fake_service.api(fake_service.Service(*fake_service.CARDS))) as url:
+
+        async def replies() -> list[object]:
+            async with AsyncClient(url) as client:
+                calls = [
+                    client.classify(["a"], model=model),
+                    client.choose(["a"], model=references["/v1/choose"]),
+                    client.extract(["asthma"], model=references["/v1/extract"]),
+                    client.decide("high fever", model="findings@best"),
+                    client.questions("findings@best"),
+                    client.model(model),
+                    client.models(),
+                    client.health(),
+                ]
+                return list(await asyncio.gather(*calls))
+
+        client = Client(url)
+        assert asyncio.run(replies()) == [
+            client.classify(["a"], model=model),
+            client.choose(["a"], model=references["/v1/choose"]),
+            client.extract(["asthma"], model=references["/v1/extract"]),
+            client.decide("high fever", model="findings@best"),
+            client.questions("findings@best"),
+            client.model(model),
+            client.models(),
+            client.health(),
+        ]
+
+
+def test_many_requests_of_the_client_for_asyncio_run_at_once() -> None:
+    together = threading.Barrier(20)
+    client = AsyncClient(connections=20)
+    object.__setattr__(client, "client", _Meeting(together))
+
+    async def call_all() -> list[dict[str, object]]:
+        async with client:
+            return await asyncio.gather(*(client.health() for _ in range(20)))
+
+    assert asyncio.run(call_all()) == [{"status": "ok"}] * 20
+
+
+class _Meeting:
+    """A client whose calls return once as many as expected are there."""
+
+    def __init__(self, together: threading.Barrier) -> None:
+        self.together = together
+
+    def health(self) -> dict[str, object]:
+        self.together.wait(timeout=20)
+        return {"status": "ok"}
+
+
+def test_an_error_of_the_service_reaches_the_one_who_waits() -> None:
+    async def call() -> None:
+        async with AsyncClient("http://127.0.0.1:9") as client:
+            await client.health()
+
+    with pytest.raises(ServingError, match="does not answer"):
+        asyncio.run(call())

@@ -1,5 +1,6 @@
 """Tests of `medray chat`: its input, its output and the messages that the model receives."""
 
+import asyncio
 import io
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -11,6 +12,7 @@ from support.fake_chat import WARNING, Service, listening
 from medray import cli
 from medray.cli import chat
 from medray.client import Client, RefusedError
+from medray.client.asynchronous import AsyncClient
 from medray.errors import ServingError
 from medray.registry.registry import Registry
 from medray.serving import auth
@@ -174,6 +176,12 @@ def test_the_client_chats_whole_and_in_pieces() -> None:
         assert "".join(parts) == whole.text
         assert len(parts) == 3
         assert end.value.value == whole
+
+        async def parts_of_asyncio() -> list[str]:
+            async with AsyncClient(url) as other:
+                return [part async for part in other.stream(ASK, model="adviser")]
+
+        assert asyncio.run(parts_of_asyncio()) == parts
         assert client.model("adviser")["system"] == "Be careful."
         service.refusal = Refusal(429, "overloaded", "too many texts are waiting", 1)
         with pytest.raises(RefusedError, match="429 too many"):
