@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 NEEDS = {
+    "a C++ compiler",
     "a bucket",
     "a cloud",
     "a cluster",

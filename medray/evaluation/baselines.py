@@ -57,7 +57,7 @@ class ValidationRows:
 
 
 @dataclass(frozen=True)
-class Classifier:
+class Regression:
     """A fitted regression. It places the probabilities of the labels in its rows among those of
     all labels."""
 
@@ -66,7 +66,7 @@ class Classifier:
     num_labels: int
 
     @classmethod
-    def fit(cls, matrix: Any, rows: TrainingRows, settings: Mapping[str, Any]) -> "Classifier":
+    def fit(cls, matrix: Any, rows: TrainingRows, settings: Mapping[str, Any]) -> "Regression":
         from sklearn.linear_model import LogisticRegression
         from sklearn.multiclass import OneVsRestClassifier
 
@@ -94,7 +94,7 @@ class Baseline:
     name: str
     shares: Floats  # of each label, the answer of a baseline that reads no text
     features: Features | None = None
-    classifier: Classifier | None = None
+    classifier: Regression | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -157,7 +157,7 @@ def search(
         return best
     settings = dict(best.settings)
     kind = features[settings.pop("features")]
-    classifier = Classifier.fit(kind.fit_transform(all_rows.texts), all_rows, settings)
+    classifier = Regression.fit(kind.fit_transform(all_rows.texts), all_rows, settings)
     return Baseline(name, best.shares, kind, classifier, best.settings)
 
 
@@ -173,7 +173,7 @@ def _candidates(
         )
         for class_weight, strength in product(_CLASS_WEIGHTS, _STRENGTHS):
             settings = {"C": strength, "class_weight": class_weight}
-            classifier = Classifier.fit(matrix, rows, settings)
+            classifier = Regression.fit(matrix, rows, settings)
             value = validation.value(classifier.probabilities(validation_matrix))
             settings = {"features": kind, **settings}
             yield value, Baseline(name, shares, of_kind, classifier, settings)

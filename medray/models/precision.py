@@ -47,6 +47,11 @@ def dtype_name(precision: Precision) -> str:
     return str(DTYPES[precision]).removeprefix("torch.")
 
 
+def device_of(name: str) -> str:
+    """Return the name of a device; `auto` is a GPU where there is one."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
 def default_precision(choice: PrecisionChoice) -> Precision:
     """Return the precision without timing: `auto` becomes fp32."""
     return "fp32" if choice == "auto" else choice

@@ -1,17 +1,19 @@
 """Load a checkpoint's folder: its task, engine and calibration, checked by its probe."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
 from medray.config.trial import Precision, TrialConfig
+from medray.data import frames
 from medray.data.minhash import RowHashes
 from medray.engines.transformers import TransformersEngine
-from medray.errors import ArtifactError
+from medray.errors import ArtifactError, ConfigError, DataError
 from medray.evaluation.calibration import calibrate
 from medray.evaluation.novelty import Cloud
 from medray.models import sources
@@ -20,11 +22,15 @@ from medray.models.build import merge as merge_adapter
 from medray.models.precision import default_precision
 from medray.models.sources import Base
 from medray.records import AS_IT_IS, CalibrationRecord
+from medray.registry.explanation import Explanation, explain
 from medray.storage import checkpoint, files
 from medray.storage.checkpoint import Manifest, Probe
 from medray.tasks.base.protocol import Task, restore
 from medray.tasks.base.questions import Decisions, QuestionError, decide, questions_of
-from medray.types import Engine, Example, Head, Prediction, Question
+from medray.types import Engine, Example, Floats, Head, Prediction, Question
+
+if TYPE_CHECKING:
+    from medray.registry.release import Release
 
 PROBE_TEXTS = (
     (
@@ -60,6 +66,7 @@ class LoadedRelease:
     precision: Precision  # of the engine
     calibration: CalibrationRecord = AS_IT_IS
     is_merged: bool = False  # the adapter is part of the base's weights
+    release: "Release | None" = field(default=None, repr=False)  # None for a checkpoint
 
     @property
     def reference(self) -> str:
@@ -76,14 +83,42 @@ class LoadedRelease:
         )
         return self.engine
 
-    def predict(self, inputs: Sequence[str | Example]) -> list[Prediction]:
+    def predict(self, inputs: Any, *, text: str | None = None) -> list[Prediction]:
         """Return one calibrated prediction per input, in order. The id of a text is its
-        position."""
-        examples = [
-            row if isinstance(row, Example) else Example(str(number), row)
-            for number, row in enumerate(inputs)
-        ]
+        position.
+
+        The inputs are texts, examples, or a table such as a DataFrame, whose column `text` holds
+        the texts. Without `text`, its name decides, as for `medray predict`."""
+        examples = _examples(inputs, text)
         return calibrate(self.task, self.calibration, self.task.predict(self.engine, examples))
+
+    def predict_proba(self, inputs: Any, *, text: str | None = None) -> Floats:
+        """Return calibrated probabilities: a row per input, a column per label of `task.labels`."""
+        if not self.task.labels:
+            raise ConfigError(
+                f"{self.reference}: has no probabilities of labels; use a release with labels"
+            )
+        rows = [row.probabilities for row in self.predict(inputs, text=text)]
+        return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.task.labels))
+
+    def explain(self, text: str, *, label: str | None = None) -> Explanation:
+        """Return how much each piece of a text speaks for a label, by default the predicted one."""
+        return explain(self.task, self._transformers, self.predict([text])[0], text, label)
+
+    @property
+    def card(self) -> str:
+        """The release's model card in Markdown."""
+        return self._own_release.card
+
+    def export(self, target: str | Path, *, merged: bool = False) -> None:
+        """Write a folder in the Hub's layout: the adapter, or with `merged` a plain model."""
+        self._own_release.export(Path(target), merged=merged)
+
+    @property
+    def _own_release(self) -> "Release":
+        if self.release is None:
+            raise ArtifactError(f"{self.reference}: is no release; publish the checkpoint first")
+        return self.release
 
     def decide(self, text: str, questions: Sequence[Question] = ()) -> Decisions:
         """Answer typed questions about a text, by default those that the release was trained
@@ -182,6 +217,20 @@ def base_model_engine(
         token_budget=config.train.token_budget,
         device=device,
     )
+
+
+def _examples(inputs: Any, text: str | None) -> list[Example]:
+    """Return inputs as examples, with positions as ids of texts."""
+    if isinstance(inputs, str):
+        raise DataError("predict: got one text; give a list of texts, as in predict([text])")
+    if frames.is_table(inputs):
+        return frames.examples_of(inputs, text)
+    if text is not None:
+        raise DataError(f"text {text!r}: the inputs have no columns; drop it, or give a table")
+    return [
+        row if isinstance(row, Example) else Example(str(number), row)
+        for number, row in enumerate(inputs)
+    ]
 
 
 def write_cloud(folder: Path, cloud: Cloud) -> None:

@@ -167,6 +167,7 @@ class Release:
             version=self.record.version,
             task=self.task(checkpoint_alone.manifest),
             calibration=self.record.calibration,
+            release=self,
         )
         if not merge or not self.serves_merged():
             return release
@@ -191,6 +192,11 @@ class Release:
         with 4 bits its record must show it."""
         merge = self.record.merge
         return merge.is_faithful if merge else checkpoint.read(self.folder()).quantization == "none"
+
+    @property
+    def card(self) -> str:
+        """The model card in Markdown: origin, training, figures, limits."""
+        return card.render(self.record, checkpoint.read(self.folder()), merged=False)
 
     def export(self, target: Path, *, merged: bool) -> None:
         """Write a folder in the Hub's layout: a model card, and the adapter with its tokenizer or

@@ -14,6 +14,7 @@ from medray.errors import DataError
 from medray.evaluation import metrics
 from medray.evaluation.calibration import mix
 from medray.evaluation.thresholds import fit_thresholds
+from medray.tasks.base.class_loss import ClassLoss
 from medray.tasks.base.labels import (
     ClassWeights,
     ClosedSetTask,
@@ -23,14 +24,13 @@ from medray.tasks.base.labels import (
     places,
     weights_of,
 )
-from medray.tasks.base.protocol import LossInputs, TaskOptions
+from medray.tasks.base.protocol import TaskOptions
 from medray.tasks.base.route import Route, TextRequest, TextResponse
-from medray.text.windows import Keep, pieces
+from medray.text import windows as text_windows
+from medray.text.windows import Keep, TokenWindows, pieces
 from medray.types import Encoded, Example, Floats, Head, Pooling, Prediction
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from medray.types import Engine
 
 _OR_SEVERAL = ", unless task.multi_label is true"
@@ -87,6 +87,11 @@ class Options(TaskOptions):
         ),
     )
 
+    @property
+    def overlap(self) -> int | None:
+        """Return the tokens that windows share, or None where a long text is cut."""
+        return self.window_overlap if self.long_texts == "windows" else None
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.multi_label and self.positive_label is not None:
@@ -138,32 +143,6 @@ def with_label(response: TextResponse) -> TextResponse:
 
 
 @dataclass(frozen=True, slots=True)
-class ClassLoss:
-    """Computes the cross-entropy of each row's class, or the mean over its labels."""
-
-    weights: Floats
-    options: Options
-
-    def __call__(self, outputs: Any, rows: LossInputs) -> "Tensor":
-        import torch
-        import torch.nn.functional as F
-
-        logits, smoothing = outputs.logits.float(), self.options.label_smoothing
-        if self.options.multi_label:
-            active = torch.zeros(logits.shape)
-            for row, target in enumerate(rows.targets):
-                active[row, list(target)] = 1
-            smooth = active.to(logits.device) * (1 - smoothing) + smoothing / 2
-            losses = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none").mean(
-                dim=1
-            )
-        else:
-            classes = torch.tensor([target[0] for target in rows.targets], device=logits.device)
-            losses = F.cross_entropy(logits, classes, reduction="none", label_smoothing=smoothing)
-        return rows.weights.to(losses) * losses
-
-
-@dataclass(frozen=True, slots=True)
 class Task(ClosedSetTask):
     options: Options
     # Fitted on validation rows, for multi_label and class_thresholds.
@@ -211,10 +190,13 @@ class Task(ClosedSetTask):
 
     def encode(self, examples: Sequence[Example], tokenizer: Any) -> list[Encoded]:
         options = self.options
-        overlap = options.window_overlap if options.long_texts == "windows" else None
         texts = [example.text for example in examples]
         windows = pieces(
-            texts, tokenizer, max_length=options.max_length, keep=options.keep, overlap=overlap
+            texts,
+            tokenizer,
+            max_length=options.max_length,
+            keep=options.keep,
+            overlap=options.overlap,
         )
         rows = []
         for example, text in zip(examples, windows, strict=True):
@@ -229,19 +211,28 @@ class Task(ClosedSetTask):
             ]
         return rows
 
-    def loss(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> "ClassLoss":
+    def token_windows(self, text: str, tokenizer: Any) -> TokenWindows:
+        options = self.options
+        (windows,) = text_windows.token_windows(
+            [text],
+            tokenizer,
+            max_length=options.max_length,
+            keep=options.keep,
+            overlap=options.overlap,
+        )
+        return windows
+
+    def loss(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> ClassLoss:
         """Weight each row by its class. The windows of an example share its weight, so that every
         example counts once."""
-        counts = Counter(row_ids)
+        options, counts = self.options, Counter(row_ids)
         windows = np.array([counts[row_id] for row_id in row_ids], dtype=np.float64)
-        if self.options.multi_label:
-            return ClassLoss(1 / windows, self.options)
-        classes = np.array([target[0] for target in targets], dtype=np.int64)
-        return ClassLoss(
-            weights_of(self.options.class_weights, self.labels, classes, 1 / windows)[classes]
-            / windows,
-            self.options,
-        )
+        weights = 1 / windows
+        if not options.multi_label:
+            classes = np.array([target[0] for target in targets], dtype=np.int64)
+            by_class = weights_of(options.class_weights, self.labels, classes, weights)
+            weights = by_class[classes] / windows
+        return ClassLoss(weights, options.multi_label, options.label_smoothing)
 
     def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
         if not examples:

@@ -102,9 +102,15 @@ class TokenWindows:
 
 
 def token_windows(
-    texts: Sequence[str], tokenizer: Any, *, max_length: int, overlap: int
+    texts: Sequence[str],
+    tokenizer: Any,
+    *,
+    max_length: int,
+    overlap: int | None,
+    keep: Keep = "start",
 ) -> list[TokenWindows]:
-    """Encode texts in windows, for tasks that predict a tag per token."""
+    """Encode texts with the place of each token. With an `overlap` a long text becomes windows;
+    without it, `keep` says which part is the only one."""
     if not texts:
         return []
     length = readable(max_length, tokenizer)
@@ -122,7 +128,8 @@ def token_windows(
         windows = [list(range(len(body)))]
         if len(body) > room:
             _check_room(room, overlap, length)
-            windows = slide(windows[0], room, overlap)
+            whole = windows[0]
+            windows = [cut(whole, room, keep)] if overlap is None else slide(whole, room, overlap)
         tokens = [(*before, *(body[place] for place in window), *after) for window in windows]
         places = [(*[-1] * len(before), *window, *[-1] * len(after)) for window in windows]
         rows.append(TokenWindows(tokens, places, spans, len(ids)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from support import tiny, tokenizers
+from support import tiny, tokenizer_kinds
 
 from medray.errors import ConfigError
 from medray.text.prompts import prompts
@@ -31,9 +31,9 @@ TEXTS = [
 LENGTH = 24
 
 
-@pytest.fixture(params=tokenizers.KINDS)
+@pytest.fixture(params=tokenizer_kinds.KINDS)
 def tokenizer(request: pytest.FixtureRequest) -> Any:
-    tokenizer = tokenizers.KINDS[request.param]()
+    tokenizer = tokenizer_kinds.KINDS[request.param]()
     tokenizer.model_max_length = 10**30
     return tokenizer
 

@@ -13,6 +13,7 @@ from medray.config.schema import PluginOptions, validate
 from medray.errors import ArtifactError
 from medray.evaluation.bootstrap import LabelResults, Results, Tallies
 from medray.evaluation.metrics import Metrics
+from medray.text.windows import TokenWindows
 from medray.types import (
     Encoded,
     Example,
@@ -175,6 +176,15 @@ class RowPredictor(Task, Protocol):
         self, engine: "Engine", examples: Sequence[Example], rows: Sequence[Encoded]
     ) -> list[Prediction]:
         """Return what `predict` returns for these examples, whose ids differ."""
+        ...
+
+
+@runtime_checkable
+class Explainable(Task, Protocol):
+    """A task whose head reads rows of tokens, so that each token has a share in its outputs."""
+
+    def token_windows(self, text: str, tokenizer: Any) -> TokenWindows:
+        """Return the rows of `encode` for a text, with the place of each token in it."""
         ...
 
 

@@ -1,0 +1,75 @@
+"""Rows of Python objects as an Arrow table: DataFrames of pandas and polars, `datasets.Dataset`,
+Arrow tables, a mapping of columns, a list of rows."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from medray.data.columns import prediction_columns
+from medray.errors import DataError, suggest
+from medray.types import Example
+
+_KINDS = "a DataFrame, a Dataset, a mapping of columns, or a list of rows as mappings"
+_INDEX = "__index_level_"  # the column in which pandas passes on an index with values of its own
+
+
+def is_table(data: Any) -> bool:
+    """Return whether an object holds rows with columns, unlike a list of texts or a Series."""
+    has_columns = hasattr(data, "columns") or hasattr(data, "column_names")
+    return has_columns or isinstance(data, Mapping)
+
+
+def table_of(data: Any) -> pa.Table:
+    """Return the rows of an object; an error names what it is."""
+    try:
+        if hasattr(data, "with_format") and hasattr(data, "column_names"):
+            table = data.with_format("arrow")[:]  # a Dataset, with the names of its classes
+        elif hasattr(data, "__arrow_c_stream__"):
+            table = pa.table(data)
+        elif isinstance(data, Mapping):
+            table = pa.table({str(name): list(values) for name, values in data.items()})
+        elif isinstance(data, Sequence) and all(isinstance(row, Mapping) for row in data):
+            table = pa.Table.from_pylist(list(data))
+        else:
+            raise DataError(f"the data: is a {type(data).__name__}; give {_KINDS}")
+    except (pa.ArrowException, TypeError, ValueError) as err:
+        reason = " ".join(str(err).split())
+        raise DataError(
+            f"the data: cannot be read as a table ({reason:.200}); give {_KINDS}"
+        ) from None
+    if not table.num_rows:
+        raise DataError("the data: has no rows; give some")
+    return table.drop_columns([name for name in table.column_names if name.startswith(_INDEX)])
+
+
+def to_parquet(data: Any) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table_of(data), sink)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def examples_of(data: Any, text: str | None) -> list[Example]:
+    """Return the rows of a table to predict, with their positions as ids. The column of the text is
+    found by its name where `text` is None."""
+    table = table_of(data)
+    names = [text] if text else list(prediction_columns(_columns(table)).text)
+    for name in names:
+        if name not in table.column_names:
+            raise DataError(f"text {name!r}: {suggest(name, table.column_names)}")
+    if not names:
+        raise DataError(
+            f"the data: which column is the text is not clear; the columns are "
+            f"{', '.join(table.column_names)}: name one, as in text={table.column_names[0]!r}"
+        )
+    columns = [table.column(name).to_pylist() for name in names]
+    return [
+        Example(str(number), " ".join(str(value) for value in values if value is not None))
+        for number, values in enumerate(zip(*columns, strict=True))
+    ]
+
+
+def _columns(table: pa.Table) -> dict[str, list[Any]]:
+    return {name: table.column(name).to_pylist() for name in table.column_names}
