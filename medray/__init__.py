@@ -1,30 +1,69 @@
 """medray: fine-tune base models with LoRA on Ray, select them by F1, serve the winners."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from medray.client import Client as Client
+    from medray.client.asynchronous import AsyncClient as AsyncClient
     from medray.config.trial import Precision
     from medray.evaluation.leaderboard import Leaderboard
+    from medray.python.classifier import Classifier as Classifier
+    from medray.python.result import Result as Result
+    from medray.python.server import serve as serve
+    from medray.python.studies import Study as Study
+    from medray.python.studies import fit as fit
     from medray.registry.loading import LoadedRelease
 
 __version__ = "0.1.0"
+# Each name is imported at its first use, so that a client needs no torch.
+_PLACES = {
+    "AsyncClient": "medray.client.asynchronous",
+    "Classifier": "medray.python.classifier",
+    "Client": "medray.client",
+    "Result": "medray.python.result",
+    "Study": "medray.python.studies",
+    "fit": "medray.python.studies",
+    "serve": "medray.python.server",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'medray' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PLACES})
 
 
 def load(
     reference: str,
     *,
     storage_path: str = "runs",
-    device: str = "cpu",
+    device: str = "auto",
     precision: "Precision | None" = None,
 ) -> "LoadedRelease":
-    """Load a release by `name@version`, `name@alias` or name:
-    `medray.load("cancer@best").predict(["…"])`.
+    """Load a release by `name@version`, `name@alias` or name.
 
-    `precision` is fp32, bf16 or fp16; the default is the release's training precision.
+    `device` is cpu, cuda or auto, a GPU where there is one. `precision` is fp32, bf16 or fp16; the
+    default is the release's training precision.
+
+    >>> release = medray.load("cancer@best")
+    >>> release.task.labels
+    ('cancer', 'other')
+    >>> len(release.predict(["The patient was well."]))
+    1
+    >>> release.predict_proba(["The patient was well."]).shape
+    (1, 2)
     """
+    from medray.models.precision import device_of
     from medray.registry.registry import Registry
 
-    return Registry(storage_path).resolve(reference).load(device=device, precision=precision)
+    release = Registry(storage_path).resolve(reference)
+    return release.load(device=device_of(device), precision=precision)
 
 
 def leaderboard(folder: str) -> "Leaderboard":

@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 
+import medray
 from medray.cli.main import app
 
 ROOT = Path(__file__).parents[1]
@@ -82,20 +83,29 @@ def parameter_lines(parameters: list[Any]) -> Iterator[str]:
 
 # Python
 
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
 
 def python_page() -> str:
     lines = [
         "# Python API",
         "",
         "The public names of `medray`, of what its functions return, and of the HTTP client.",
-        "The client needs only the standard library.",
+        "The clients need only the standard library. The examples run as tests.",
         NOTE,
     ]
     package = ROOT / "medray" / "__init__.py"
     lines += ["## medray", "", *module_lines(package, None)]
+    for name, module in sorted(medray._PLACES.items()):
+        lines += module_lines(module_path(module), {name})
     for module, names in sorted(returned_names(package).items()):
         lines += [f"## {module}", "", *module_lines(module_path(module), names)]
-    for module in ("medray.client", "medray.client.answers", "medray.errors"):
+    for module in (
+        "medray.registry.explanation",
+        "medray.client",
+        "medray.client.answers",
+        "medray.errors",
+    ):
         lines += [f"## {module}", "", *module_lines(module_path(module), None)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -109,7 +119,11 @@ def returned_names(package: Path) -> dict[str, set[str]]:
     """Classes that annotations of the package's functions name, by their module."""
     tree = ast.parse(package.read_text(encoding="utf-8"))
     functions = (node for node in tree.body if isinstance(node, ast.FunctionDef))
-    annotations = " ".join(ast.unparse(node.returns) for node in functions if node.returns)
+    annotations = " ".join(
+        ast.unparse(node.returns)
+        for node in functions
+        if node.returns and not node.name.startswith("_")
+    )
     return {
         str(node.module): {alias.name for alias in node.names if alias.name in annotations}
         for node in ast.walk(tree)
@@ -120,15 +134,15 @@ def returned_names(package: Path) -> dict[str, set[str]]:
 
 def module_lines(path: Path, names: set[str] | None) -> Iterator[str]:
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
+        if not isinstance(node, ast.ClassDef | Function) or node.name.startswith("_"):
             continue
         if names is None or node.name in names:
             yield from (
-                function_lines(node) if isinstance(node, ast.FunctionDef) else class_lines(node)
+                class_lines(node) if isinstance(node, ast.ClassDef) else function_lines(node)
             )
 
 
-def function_lines(node: ast.FunctionDef, owner: str = "") -> Iterator[str]:
+def function_lines(node: Function, owner: str = "") -> Iterator[str]:
     returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
     arguments = ast.unparse(node.args)
     if owner:
@@ -136,15 +150,22 @@ def function_lines(node: ast.FunctionDef, owner: str = "") -> Iterator[str]:
     is_property = any(ast.unparse(item) == "property" for item in node.decorator_list)
     call = f"{owner}{node.name}" + ("" if is_property else f"({arguments})")
     yield from ("```text", FORWARD.sub(r"\1", f"{call}{returns}"), "```", "")
-    if text := ast.get_docstring(node):
-        yield from (text, "")
+    yield from docstring_lines(node)
+
+
+def docstring_lines(node: Function | ast.ClassDef) -> Iterator[str]:
+    """The docstring, with its examples as blocks of code."""
+    for part in (ast.get_docstring(node) or "").split("\n\n"):
+        if part.startswith(">>>"):
+            yield from ("```pycon", part, "```", "")
+        elif part:
+            yield from (part, "")
 
 
 def class_lines(node: ast.ClassDef) -> Iterator[str]:
     bases = ", ".join(ast.unparse(base) for base in node.bases)
     yield from (f"### {node.name}" + (f" ({bases})" if bases else ""), "")
-    if text := ast.get_docstring(node):
-        yield from (text, "")
+    yield from docstring_lines(node)
     fields = [item for item in node.body if isinstance(item, ast.AnnAssign)]
     fields = [item for item in fields if not ast.unparse(item.target).startswith("_")]
     if fields:
@@ -157,8 +178,16 @@ def class_lines(node: ast.ClassDef) -> Iterator[str]:
             )
         yield ""
     for method in node.body:
-        if isinstance(method, ast.FunctionDef) and not method.name.startswith("_"):
-            yield from function_lines(method, f"{node.name}.")
+        if isinstance(method, Function):
+            if method.name == "__init__":
+                yield from constructor_lines(method, node.name)
+            elif not method.name.startswith("_"):
+                yield from function_lines(method, f"{node.name}.")
+
+
+def constructor_lines(node: Function, owner: str) -> Iterator[str]:
+    arguments = ast.unparse(node.args).removeprefix("self").removeprefix(", ")
+    yield from ("```text", FORWARD.sub(r"\1", f"{owner}({arguments})"), "```", "")
 
 
 def field_default(value: ast.expr | None) -> str:

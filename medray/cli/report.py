@@ -59,17 +59,6 @@ def report(
     )
 
 
-def at_the_end(run: "Run") -> Path | None:
-    """Write the report of a study that has just ended; return None where nothing was ranked."""
-    from medray.reports import html_report
-    from medray.reports.study_data import gather
-    from medray.study.run import LEADERBOARD
-
-    if not (run.folder / LEADERBOARD).exists():
-        return None
-    return html_report.write(html_report.compose(gather(run)), run.folder / html_report.REPORT)
-
-
 def to_mlflow(study: StudyConfig, run: "Run", release: "Release | None") -> None:
     """Log a study to MLflow where its settings or the environment name one."""
     from medray.reports.mlflow import MISSING, is_installed

@@ -15,7 +15,6 @@ from medray.config.study import StudyConfig
 from medray.errors import GateError, UsageError
 
 if TYPE_CHECKING:
-    from medray.study.run import Run
     from medray.study.study import Outcome
 
 
@@ -56,51 +55,21 @@ def study(
     preflight.check(config, resume=resume, with_data=dry_run)
     if dry_run:
         return
+    from medray.python.studies import search
+    from medray.reports.html_report import REPORT
     from medray.study.run import Run
 
     run = Run.resume(config) if resume else Run.start(config)
     print(f"run: {run.folder}", flush=True)
-    outcome, page = _search(config, run, retry_failed)
+    outcome = search(config, run, retry_failed)
+    page = run.folder / REPORT
     out.result(_document(outcome, page), *_lines(outcome, out), f"report: {page}")
     reports.to_mlflow(config, run, outcome.release)
     if outcome.refusal:
         raise GateError(outcome.refusal)
 
 
-def _search(config: StudyConfig, run: "Run", retry_failed: bool) -> "tuple[Outcome, Path | None]":
-    """Run the study on Ray, and return what came of it and the path of its report."""
-    from medray.reports.tensorboard import TensorBoard
-    from medray.runtime.cluster import start_cluster
-    from medray.study.progress import Progress, Watchers
-    from medray.study.study import metric
-    from medray.study.study import run as run_study
-
-    open_statuses = ("running", "failed") if retry_failed else ("running",)
-    num_before = sum(record.status not in open_statuses for record in run.records())
-    with Progress(metric(config), Console(), num_before, run.folder / "trials") as progress:
-        progress.stage("starting Ray")
-        with start_cluster() as cluster:
-            if cluster.dashboard:
-                print(
-                    f"Ray dashboard: {cluster.dashboard}    TensorBoard: tensorboard --logdir "
-                    f"{run.folder}",
-                    flush=True,
-                )
-            try:
-                with TensorBoard(run.folder, metric(config)) as board:
-                    outcome = run_study(
-                        config,
-                        cluster,
-                        run,
-                        watcher=Watchers(progress, [board]),
-                        retry_failed=retry_failed,
-                    )
-            finally:
-                page = reports.at_the_end(run)
-    return outcome, page
-
-
-def _document(outcome: "Outcome", page: "Path | None") -> dict[str, object]:
+def _document(outcome: "Outcome", page: Path) -> dict[str, object]:
     from medray.evaluation import leaderboard_files
 
     return {
@@ -108,7 +77,7 @@ def _document(outcome: "Outcome", page: "Path | None") -> dict[str, object]:
         "checkpoint": outcome.board.best.checkpoint,
         "release": outcome.release.reference if outcome.release else None,
         "refusal": outcome.refusal,
-        "report": str(page) if page else None,
+        "report": str(page),
         "leaderboard": json.loads(leaderboard_files.to_json(outcome.board)),
     }
 

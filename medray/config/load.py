@@ -2,7 +2,7 @@
 secrets."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,12 @@ def load_study(paths: Sequence[Path | str], overrides: Sequence[str] = ()) -> St
             raise ConfigError(f"{override!r} is not of the form key=value, such as train.epochs=3")
         settings.append((key, parse_value(override, value), override))
     put_all(raw, settings)
-    where = ", ".join(str(path) for path in paths) or "the configuration"
-    study = validate(StudyConfig, raw, where=where)
+    return study_of(raw, ", ".join(str(path) for path in paths) or "the configuration")
+
+
+def study_of(raw: Mapping[str, Any], where: str) -> StudyConfig:
+    """Return the study that settings describe; every mistake is named at once."""
+    study = validate(StudyConfig, dict(raw), where=where)
     wrong = [mistake for base in study.base_models for mistake in _mistakes(study, base)]
     if wrong:
         raise ConfigError("\n".join(wrong))

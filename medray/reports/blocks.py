@@ -102,6 +102,9 @@ class ReportSection:
     title: str
     blocks: Sequence[Block]
 
+    def charts(self) -> "Iterator[Chart]":
+        return _charts(self.blocks)
+
 
 @dataclass(frozen=True)
 class Fact:
@@ -124,7 +127,7 @@ class Report:
 
     def charts(self) -> Iterator[Chart]:
         for section in self.sections:
-            yield from _charts(section.blocks)
+            yield from section.charts()
 
 
 def _charts(blocks: Sequence[Block]) -> Iterator[Chart]:

@@ -19,7 +19,7 @@ from medray import plugins
 from medray.runtime.cluster import free_leaked_groups
 from medray.storage import files
 from medray.study.placement import Placement
-from medray.study.session import Result, Session, TrialStart
+from medray.study.session import Session, TrialRow, TrialStart
 from medray.study.trial_actor import TrialActor
 
 log = logging.getLogger(__name__)
@@ -184,7 +184,7 @@ class _Searcher(_Shell, Searcher):
         return Searcher.FINISHED
 
     def on_trial_complete(
-        self, trial_id: str, result: Result | None = None, error: bool = False
+        self, trial_id: str, result: TrialRow | None = None, error: bool = False
     ) -> None:
         """Do nothing: the callback receives more details."""
 
@@ -200,7 +200,7 @@ class _Scheduler(_Shell, FIFOScheduler):
         super().__init__()
         self.session, self.first_report = session, first_report
 
-    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: Result) -> str:
+    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: TrialRow) -> str:
         self.first_report.set()
         with self.session.ending_on_full_disk():
             if self.session.on_trial_report(_name(trial), result):

@@ -24,7 +24,7 @@ from medray.study.search import Plan, Proposal
 from medray.training import stop
 from medray.training.assignment import DISK_FULL, ERROR, Assignment, TrialReport
 
-Result = dict[str, Any]  # Ray Tune's word for one report of a trial
+TrialRow = dict[str, Any]  # Ray Tune's word for one report of a trial
 log = logging.getLogger(__name__)
 _NO_REASON = "Ray Tune stopped it without a result or an error"
 _LEAST_LOSSES = 2  # losses by Tune without a new evaluation, before a trial counts as failed
@@ -152,7 +152,7 @@ class Session:
     def on_trial_start(self, trial: str) -> None:
         self.watcher.on_trial_start(self.records[trial])
 
-    def on_trial_report(self, trial: str, result: Result) -> bool:
+    def on_trial_report(self, trial: str, result: TrialRow) -> bool:
         """Record a trial's evaluation or failure. Return whether the trial goes on."""
         if DISK_FULL in result:
             raise DiskFullError(result[DISK_FULL])

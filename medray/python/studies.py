@@ -1,0 +1,257 @@
+"""`medray.Study` and `medray.fit`: a study from Python, and the search that the command line runs
+too."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, redirect_stdout
+from copy import deepcopy
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from rich.console import Console
+
+from medray.config.files import merge, put_all, read_yaml
+from medray.config.load import study_of
+from medray.config.study import StudyConfig
+from medray.data import frames, guess
+from medray.data.columns import Hints
+from medray.data.first_study import first_study
+from medray.errors import ConfigError
+from medray.errors.redaction import redact_settings
+from medray.python.notebook import is_notebook, live_table
+from medray.python.result import Result
+from medray.storage import files
+
+if TYPE_CHECKING:
+    from medray.data.audit import Audit
+    from medray.study.estimate import StudyEstimate
+    from medray.study.run import Run
+    from medray.study.study import Outcome
+
+
+@dataclass(frozen=True, repr=False)
+class Study:
+    """A study of one data set over several base models: its settings, ready to run.
+
+    `config` is a path of a YAML file, a mapping of the same settings, or another study's `config`.
+    Keywords replace settings: sections as mappings, or names with dots.
+
+    >>> study = medray.Study("study.yaml", train={"epochs": 1}, **{"lora.r": 8})
+    >>> study.config.lora.r
+    8
+    >>> print(study.audit()[0].render().splitlines()[0])
+    60 rows
+    """
+
+    settings: Mapping[str, Any]  # what the user set
+    config: StudyConfig = field(compare=False)
+
+    def __init__(self, config: "str | Path | Mapping[str, Any] | StudyConfig", **settings: Any):
+        raw, where = _raw(config)
+        sections = {name: value for name, value in settings.items() if "." not in name}
+        raw = merge(raw, deepcopy(sections))
+        put_all(raw, [(name, value, name) for name, value in settings.items() if "." in name])
+        object.__setattr__(self, "settings", raw)
+        object.__setattr__(self, "config", study_of(raw, where))
+
+    @property
+    def yaml(self) -> str:
+        """The YAML that repeats this study, without secrets."""
+        text: str = yaml.safe_dump(
+            redact_settings(_plain(self.settings)), sort_keys=False, allow_unicode=True
+        )
+        return text
+
+    def __repr__(self) -> str:
+        return self.yaml.rstrip("\n")
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(self.yaml)}</pre>"
+
+    def audit(self) -> "list[Audit]":
+        """Report on the data, once per base model: balance, lengths, duplicates, conflicts."""
+        from medray.study import materials, preflight
+
+        preflight.check(self.config)
+        return list(materials.audit(self.config))
+
+    def plan(self) -> "StudyEstimate":
+        """Estimate memory, parallel trials and hours on this machine without loading weights."""
+        from medray.runtime.cluster import Cluster, Node
+        from medray.study.estimate import Speed, estimate
+
+        memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        node = Node(float(os.cpu_count() or 1), 0.0)
+        return estimate(
+            self.config,
+            Cluster((node,), None, is_joined=False),
+            memory_bytes=memory_bytes,
+            speed=Speed(None, None),
+        )
+
+    def run(self, *, watch: bool = True) -> Result:
+        """Search, rank, test and publish, as `medray study` does. `watch` shows the progress."""
+        return self._run(watch, resume=False, retry_failed=False)
+
+    def resume(self, *, watch: bool = True, retry_failed: bool = False) -> Result:
+        """Continue the latest run of this study, or extend it by what the settings have gained."""
+        return self._run(watch, resume=True, retry_failed=retry_failed)
+
+    def _run(self, watch: bool, *, resume: bool, retry_failed: bool) -> Result:
+        from medray.study import preflight
+        from medray.study.run import Run
+
+        preflight.check(self.config, resume=resume)
+        run = Run.resume(self.config) if resume else Run.start(self.config)
+        with ExitStack() as stack:
+            if not watch or is_notebook():
+                null = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                stack.enter_context(redirect_stdout(null))
+            outcome = search(self.config, run, retry_failed, in_notebook=watch and is_notebook())
+        if outcome.refusal:
+            logging.getLogger(__name__).warning("%s", outcome.refusal)
+        return Result(run.folder, outcome.release)
+
+
+def fit(
+    data: Any,
+    *,
+    text: str | Sequence[str],
+    label: str,
+    name: str = "python",
+    id: str | None = None,
+    positive: str | None = None,
+    metric: str | None = None,
+    base_models: Sequence[str] = (),
+    budget_minutes: float | None = None,
+    storage_path: str = "runs",
+    watch: bool = True,
+    **settings: Any,
+) -> Result:
+    """Write a first study of a table, run it and return its result.
+
+    `data` is a DataFrame of pandas or polars, a `datasets.Dataset`, an Arrow table, a mapping of
+    columns or a list of rows. Its rows are stored once below `storage_path`. Of two labels,
+    `positive` is the one that the figures describe; a metric such as f1_macro needs none. Further
+    keywords are settings, as in `medray.Study`.
+
+    >>> result = medray.fit(
+    ...     rows, text="text", label="label", metric="f1_macro", watch=False, **quick
+    ... )
+    >>> result.figures["f1_macro"] <= 1
+    True
+    """
+    study = study_of_table(
+        data,
+        Hints((text,) if isinstance(text, str) else tuple(text), label, id),
+        name=name,
+        positive=positive,
+        metric=metric,
+        storage_path=storage_path,
+    )
+    if base_models:
+        study = Study({**study.settings, "base_models": [{"source": one} for one in base_models]})
+    if budget_minutes is not None:
+        study = Study(study.settings, **{"search.time_s": 60.0 * budget_minutes})
+    study = Study(study.settings, **settings)
+    path = files.absolute(storage_path) / f"{name}.yaml"
+    files.write(path, study.yaml.encode())
+    if watch:
+        print(f"# {path} repeats this study: medray study {path}\n{study.yaml}", flush=True)
+    return study.run(watch=watch)
+
+
+def study_of_table(
+    data: Any,
+    hints: Hints,
+    *,
+    name: str,
+    positive: str | None,
+    metric: str | None,
+    storage_path: str,
+) -> Study:
+    """Store the rows of a table, and return the study that `medray init` would write for them."""
+    content = frames.to_parquet(data)
+    path = files.absolute(storage_path) / "tables" / f"{files.hash_bytes(content)[:16]}.parquet"
+    files.create(path, content)
+    sketch = guess.sketch(str(path), hints)
+    is_binary = len(sketch.labels) == 2 and not (sketch.multi_label or sketch.has_mentions)
+    if is_binary and positive is None and metric in (None, "f1_binary"):
+        raise ConfigError(
+            f"label {hints.label!r}: there are two labels, {guess.render_counts(sketch.labels)}; "
+            "name the one that F1 is about, as in positive='LABEL', or give metric='f1_macro'"
+        )
+    # As in scikit-learn, the last of two labels is the positive one, where the metric names none.
+    positive = max(sketch.labels) if is_binary and positive is None else positive
+    raw = yaml.safe_load(first_study(sketch, str(path), positive))
+    if metric:
+        raw["task"]["metric"] = metric
+    raw |= {"name": name, "storage_path": storage_path}
+    raw["publish"]["name"] = name
+    return Study(raw)
+
+
+def search(
+    config: StudyConfig, run: "Run", retry_failed: bool, *, in_notebook: bool = False
+) -> "Outcome":
+    """Run a study on Ray with its progress, and write its report."""
+    from medray.reports import html_report
+    from medray.reports.study_data import gather
+    from medray.reports.tensorboard import TensorBoard
+    from medray.runtime.cluster import start_cluster
+    from medray.study.progress import Progress, Watchers
+    from medray.study.run import LEADERBOARD
+    from medray.study.study import metric
+    from medray.study.study import run as run_study
+
+    open_statuses = ("running", "failed") if retry_failed else ("running",)
+    num_before = sum(record.status not in open_statuses for record in run.records())
+    with ExitStack() as stack:
+        progress = stack.enter_context(
+            Progress(metric(config), Console(), num_before, run.folder / "trials")
+        )
+        if in_notebook:
+            stack.enter_context(live_table(progress))
+        progress.stage("starting Ray")
+        cluster = stack.enter_context(start_cluster())
+        if cluster.dashboard:
+            print(
+                f"Ray dashboard: {cluster.dashboard}    TensorBoard: tensorboard --logdir "
+                f"{run.folder}",
+                flush=True,
+            )
+        try:
+            with TensorBoard(run.folder, metric(config)) as board:
+                return run_study(
+                    config,
+                    cluster,
+                    run,
+                    watcher=Watchers(progress, [board]),
+                    retry_failed=retry_failed,
+                )
+        finally:
+            if (run.folder / LEADERBOARD).exists():
+                page = html_report.compose(gather(run))
+                html_report.write(page, run.folder / html_report.REPORT)
+
+
+def _raw(config: "str | Path | Mapping[str, Any] | StudyConfig") -> tuple[dict[str, Any], str]:
+    """Return settings as a mapping, and their place for errors."""
+    if isinstance(config, StudyConfig):
+        return config.model_dump(mode="json", exclude_unset=True), f"study {config.name}"
+    if isinstance(config, Mapping):
+        return _plain(config), "the settings"
+    return read_yaml(Path(config)), str(config)
+
+
+def _plain(value: Any) -> Any:
+    """Return a copy of settings with the types of YAML alone."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
