@@ -77,13 +77,19 @@ def review(
             )
         analysis, row_texts = _of_release(model, arguments, split, texts, storage_path)
     rows = reviews.rows(analysis, suspects_only=suspects, texts=row_texts)
-    num_wrong, num_suspects = len(analysis.mistakes), len(analysis.suspects)
+    parts = [part.figures for part in analysis.questions] or [analysis]
+    num_wrong = sum(len(part.mistakes) for part in parts)
+    num_suspects = sum(len(part.suspects) for part in parts)
+    what = f"answers to {split} rows" if analysis.questions else f"{split} rows"
     lines = [
         *(reviews.render(row) for row in rows[:max_rows]),
-        f"{num_wrong} of {analysis.num_rows} {split} rows are predicted wrongly; {num_suspects} "
-        "labels may be wrong",
+        f"{num_wrong} of {sum(part.num_rows for part in parts)} {what} are predicted wrongly; "
+        f"{num_suspects} labels may be wrong",
     ]
-    if output:
+    if output and analysis.questions:
+        reviews.export(rows, output)
+        lines.append(f"{len(rows)} rows in {output}; correct the answers in the data itself")
+    elif output:
         reviews.export(rows, output)
         lines.append(
             f"{len(rows)} rows in {output}: fill in `label` where it was wrong, and give the file "

@@ -11,6 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 from medray.errors import ArtifactError
 from medray.records import CalibrationRecord
 
+AnalysisSplit = Literal["train", "validation", "test", "all"]
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -123,7 +125,7 @@ class Suspect:
 
 @dataclass(frozen=True)
 class SplitAnalysis:
-    split: Literal["train", "validation", "test", "all"]
+    split: AnalysisSplit
     num_rows: int
     metric: str  # of `figure` and of the slices
     figure: Estimate
@@ -139,6 +141,19 @@ class SplitAnalysis:
     worst: WorstSlice | None
     mistakes: tuple[Mistake, ...]  # all mistakes, the most confident first
     suspects: tuple[Suspect, ...]  # the most doubtful first
+    # Of answers to typed questions, whose own figures above are those of all questions.
+    questions: "tuple[QuestionAnalysis, ...]" = ()
+
+
+@dataclass(frozen=True)
+class QuestionAnalysis:
+    """The analysis of the answers to one typed question. The label of a row is its most probable
+    right option."""
+
+    name: str
+    labels: tuple[str, ...]  # its options
+    temperature: float
+    figures: SplitAnalysis
 
 
 @dataclass(frozen=True)
@@ -179,8 +194,15 @@ def split_sentences(analysis: SplitAnalysis, record: CalibrationRecord) -> list[
             f", and {analysis.after.ece:.3f} with the temperature {record.temperature:.2f} "
             f"fitted on {record.num_rows} validation rows"
         )
+    if analysis.questions:
+        lines[0] += f", and {analysis.after.ece:.3f} after calibration"
     if analysis.abstention:
         lines.append(_abstention_sentence(analysis.abstention, record, rows))
+    lines += [
+        f"{part.name}: {_abstention_sentence(rule, record, rows)}"
+        for part in analysis.questions
+        if (rule := part.figures.abstention)
+    ]
     if analysis.worst and (f1 := analysis.worst.slice.f1):
         worst = analysis.worst
         verdict = (

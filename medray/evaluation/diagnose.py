@@ -3,19 +3,17 @@ it takes probabilities and truth of any task."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from medray.evaluation import bootstrap, calibration, metrics
 from medray.evaluation.analysis import (
     Abstention,
-    Bin,
+    AnalysisSplit,
     ClassFigures,
     Estimate,
     Mistake,
     Reliability,
-    RiskPoint,
     SliceFigures,
     SplitAnalysis,
     Suspect,
@@ -29,13 +27,12 @@ from medray.evaluation.bootstrap import (
     interval,
     share_interval,
 )
+from medray.evaluation.reliability import bins_of, risk_coverage
 from medray.evaluation.slices import LABEL
 from medray.records import CalibrationRecord
 from medray.types import Bools, Floats
 
-NUM_BINS = 15
 ENOUGH_ROWS = 20  # a slice with fewer rows is not compared with others
-_MOST_POINTS = 50  # points of the risk-coverage curve
 _NUM_RESAMPLES = 1000
 
 
@@ -50,7 +47,7 @@ class SplitResults:
 
 
 def examine(
-    split: Literal["train", "validation", "test", "all"],
+    split: AnalysisSplit,
     data: SplitResults,
     record: CalibrationRecord,
     *,
@@ -95,33 +92,9 @@ def reliability(probabilities: Floats, results: LabelResults, *, multi_label: bo
     else:
         sure = calibration.confidence(probabilities, results.predictions, multi_label=False)
         right = (results.truth == results.predictions).all(axis=1)
-    place = np.minimum((sure * NUM_BINS).astype(np.int64), NUM_BINS - 1)
-    bins = tuple(
-        Bin(
-            number / NUM_BINS,
-            (number + 1) / NUM_BINS,
-            int(inside.sum()),
-            float(sure[inside].mean()),
-            float(right[inside].mean()),
-        )
-        for number in range(NUM_BINS)
-        if (inside := place == number).any()
+    return bins_of(
+        sure, right, metrics.log_loss(probabilities, results.truth, multi_label=multi_label)
     )
-    ece = sum(part.num * abs(part.confidence - part.share_right) for part in bins) / len(sure)
-    return Reliability(
-        float(ece), metrics.log_loss(probabilities, results.truth, multi_label=multi_label), bins
-    )
-
-
-def risk_coverage(confidence: Floats, right: Bools) -> Iterator[RiskPoint]:
-    order = np.argsort(-confidence, kind="stable")
-    descending, hits = confidence[order], np.cumsum(right[order])
-    # No threshold separates equal confidences.
-    ends = np.append(np.flatnonzero(np.diff(descending)), len(descending) - 1)
-    places = np.unique(np.linspace(0, len(ends) - 1, _MOST_POINTS).round().astype(np.int64))
-    for end in ends[places][::-1]:
-        num = int(end) + 1
-        yield RiskPoint(float(descending[end]), num / len(order), num, float(hits[end] / num))
 
 
 def _abstention(record: CalibrationRecord, is_answered: Bools, right: Bools) -> Abstention | None:

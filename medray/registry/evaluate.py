@@ -140,9 +140,11 @@ def _evaluate(
     others: Sequence[LoadedRelease] = (),
 ) -> ReleaseEvaluation:
     rows = _rows(dataset, part)
-    predictions = _predict(task, engine, calibration, rows)
+    before = task.predict(engine, rows)
+    predictions = _calibrate_answers(task, calibration, before)
     predictions_of_others = [
-        _predict(other.task, other.engine, other.calibration, rows) for other in others
+        _calibrate_answers(other.task, other.calibration, other.task.predict(other.engine, rows))
+        for other in others
     ]
     examples, num_openings = _labels(dataset, rows, part, log_dir, f"evaluate {name}")
     metric = task.options.metric
@@ -165,17 +167,16 @@ def _evaluate(
         interval(results, metric) if metric in results.metrics else None,
         num_openings,
         calibration,
-        examine(task, part, predictions, examples, calibration, Slicer.of(examples)),
+        examine(task, part, before, examples, calibration, Slicer.of(examples)),
         tuple(comparisons),
     )
 
 
-def _predict(
-    task: Task, engine: Engine, calibration: CalibrationRecord, rows: Sequence[Example]
-) -> list[Prediction]:
-    """Return predictions before calibration. Answers to typed questions are calibrated, since their
-    figures include abstentions."""
-    predictions = task.predict(engine, rows)
+def _calibrate_answers(
+    task: Task, calibration: CalibrationRecord, predictions: Sequence[Prediction]
+) -> Sequence[Prediction]:
+    """Calibrate answers to typed questions, since their figures include abstentions. Other figures
+    are those before calibration."""
     return (
         calibrate(task, calibration, predictions) if isinstance(task, QuestionTask) else predictions
     )

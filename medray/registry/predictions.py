@@ -4,19 +4,21 @@ predictions."""
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from medray.config.study import CalibrationConfig
 from medray.errors import ArtifactError, ConfigError
-from medray.evaluation import answer_calibration, calibration, diagnose
-from medray.evaluation.analysis import SplitAnalysis
+from medray.evaluation import answer_calibration, calibration, diagnose, question_analysis
+from medray.evaluation.analysis import AnalysisSplit, SplitAnalysis
+from medray.evaluation.bootstrap import Tallies
 from medray.evaluation.calibration import calibrate, is_multi_label, matrix
 from medray.evaluation.diagnose import SplitResults
+from medray.evaluation.question_analysis import AnalysisRows
 from medray.evaluation.slices import Slicer
 from medray.records import AS_IT_IS, CalibrationRecord, ProbeRecord
 from medray.storage.checkpoint import Probe
+from medray.tasks.base import protocol as tasks
 from medray.tasks.base.protocol import Calibrated, QuestionTask, Task
 from medray.types import Example, Prediction
 
@@ -76,13 +78,26 @@ def fit_calibration(
 
 def examine(
     task: Task,
-    split: Literal["train", "validation", "test", "all"],
+    split: AnalysisSplit,
     predictions: Sequence[Prediction],
     examples: Sequence[Example],
     record: CalibrationRecord,
     slicer: Slicer,
 ) -> SplitAnalysis | None:
     """Analyze predictions before calibration. Return None for a task that generates text."""
+    if isinstance(task, QuestionTask):
+        after = calibrate(task, record, predictions)
+        tallies = tasks.results(task, after, examples)
+        assert isinstance(tallies, Tallies), f"task {task.options.name} has no Tallies"
+        rows = AnalysisRows(
+            task.with_answers(examples),
+            predictions,
+            after,
+            tallies,
+            slicer.columns(examples),
+            has_questions=not task.has_more,
+        )
+        return question_analysis.examine(split, rows, record, metric=task.options.metric)
     if not isinstance(task, Calibrated):
         return None
     results = SplitResults(

@@ -1,6 +1,6 @@
 """The sections of a report on the winner's mistakes and on its slices."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from medray.evaluation.analysis import (
     Estimate,
@@ -30,6 +30,8 @@ def mistakes(data: StudyData) -> ReportSection | None:
     blocks: list[Block] = []
     if data.analysis:
         best = data.analysis.best
+        if best.test.questions:
+            return ReportSection("mistakes", _TITLE, list(_questions(best.test)))
         splits = [best.test, best.validation]
         matrices = [
             (split.split, split.num_rows, split.confusion) for split in splits if split.confusion
@@ -50,7 +52,43 @@ def mistakes(data: StudyData) -> ReportSection | None:
             else [],
         )
         blocks.append(_by_class(metrics["per_class"]))
-    return ReportSection("mistakes", "Correct and wrong predictions", blocks) if blocks else None
+    return ReportSection("mistakes", _TITLE, blocks) if blocks else None
+
+
+_TITLE = "Correct and wrong predictions"
+
+
+def _questions(test: SplitAnalysis) -> Iterator[Block]:
+    """Show the metrics of each question, then its confusion matrix and those of its options."""
+    rows = [
+        [
+            part.name,
+            short(part.figures.figure.value),
+            between(part.figures.figure.low, part.figures.figure.high),
+            f"{part.figures.num_rows:,}",
+            f"{len(part.figures.mistakes):,}",
+            f"{len(part.figures.suspects):,}",
+        ]
+        for part in test.questions
+    ]
+    heads = [
+        "question",
+        "macro F1",
+        "95 % interval",
+        "answers",
+        "wrong",
+        "may be wrong in the data",
+    ]
+    yield ReportTable("The winner's answers to test rows, by question", heads, rows)
+    for part in test.questions:
+        split = f"{part.name}: {test.split}"
+        matrix = (split, part.figures.num_rows, part.figures.confusion)
+        yield Details(part.name, [*_matrices(part.labels, [matrix]), _classes(part.figures, split)])
+    yield Paragraph(
+        "An answer with shares counts as its most probable option. `medray review` lists wrong "
+        "answers by row id. This report contains no text of the data.",
+        is_note=True,
+    )
 
 
 def _by_class(per_class: Mapping[str, Mapping[str, float]]) -> ReportTable:
@@ -105,7 +143,7 @@ def _matrices(
     ]
 
 
-def _classes(split: SplitAnalysis) -> ReportTable:
+def _classes(split: SplitAnalysis, name: str = "") -> ReportTable:
     rows = [
         [
             figures.label,
@@ -135,7 +173,9 @@ def _classes(split: SplitAnalysis) -> ReportTable:
         "false negatives",
     ]
     return ReportTable(
-        f"The winner's metrics on {split.num_rows:,} {split.split} rows, by class", heads, rows
+        f"The winner's metrics on {split.num_rows:,} {name or split.split} rows, by class",
+        heads,
+        rows,
     )
 
 

@@ -20,7 +20,7 @@ from medray.reports.charts import (
     lines,
     reliability,
 )
-from medray.reports.study_data import StudyData, percent, short
+from medray.reports.study_data import StudyData, between, join_names, percent, short
 from medray.reports.svg import Drawing
 
 
@@ -56,6 +56,8 @@ def section(data: StudyData) -> ReportSection | None:
     blocks: list[Block] = [ChartFigure(charts, caption), Paragraph(_calibration_sentence(best))]
     if rule := _abstention_sentence(best):
         blocks.append(Paragraph(rule))
+    if any(part.figures.abstention for part in test.questions):
+        blocks.append(_rule_table(test))
     if test.risk_coverage:
         blocks.append(Details("Coverage and precision as a table", [_risk_table(test)]))
     return ReportSection("confidence", "How reliable its confidence is", blocks)
@@ -135,8 +137,42 @@ def _calibration_sentence(best: ModelAnalysis) -> str:
         "The expected calibration error (ECE), the mean distance between confidence and the share "
         f"of right predictions, is {before.ece:.3f} on test rows before calibration and "
         f"{after.ece:.3f} after it. The log loss is {before.log_loss:.3f} before and "
-        f"{after.log_loss:.3f} after. The temperature {best.calibration.temperature:.3g} was "
-        "fitted on validation rows."
+        f"{after.log_loss:.3f} after. {_temperatures(best)} fitted on validation rows."
+    )
+
+
+def _temperatures(best: ModelAnalysis) -> str:
+    if best.calibration.answers is None:
+        return f"The temperature {best.calibration.temperature:.3g} was"
+    by_kind = best.calibration.answers.temperatures.items()
+    if not by_kind:
+        return "No temperature was"
+    names = join_names([f"{kind} {temperature:.3g}" for kind, temperature in by_kind])
+    return f"The temperatures by kind of question ({names}) were"
+
+
+def _rule_table(test: SplitAnalysis) -> ReportTable:
+    """Show the threshold of each question, and its effect on test rows."""
+    rows = []
+    for part in test.questions:
+        if (rule := part.figures.abstention) is None:
+            continue
+        right = rule.precision
+        rows.append(
+            [
+                part.name,
+                f"{rule.wanted:g}",
+                "abstains on all" if rule.threshold is None else short(rule.threshold),
+                percent(rule.coverage),
+                short(right.value) if right else "",
+                between(right.low, right.high) if right else "",
+            ]
+        )
+    heads = ["question", "target", "threshold", "answered", "precision", "95 % interval"]
+    return ReportTable(
+        "Abstention by question: the threshold from validation rows, and its effect on test rows",
+        heads,
+        rows,
     )
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from medray.data import corrections
@@ -23,13 +23,21 @@ class ReviewRow:
     suggested: tuple[str, ...] | None = None  # for a suspect label
     doubt: float | None = None
     text: str | None = None
+    question: str | None = None  # for an answer to a typed question
 
 
 def rows(
     analysis: SplitAnalysis, *, suspects_only: bool = False, texts: Mapping[str, str] | None = None
 ) -> list[ReviewRow]:
     """Return mistakes, the most confident first, then suspect labels that the model predicts. With
-    `suspects_only`, return all suspect labels and nothing else."""
+    `suspects_only`, return all suspect labels and nothing else. Answers to typed questions are
+    listed by question."""
+    if analysis.questions:
+        return [
+            replace(row, question=part.name)
+            for part in analysis.questions
+            for row in rows(part.figures, suspects_only=suspects_only, texts=texts)
+        ]
     suspects = {suspect.row_id: suspect for suspect in analysis.suspects}
     mistakes = {mistake.row_id: mistake for mistake in analysis.mistakes}
     ids = list(suspects) if suspects_only else list(dict.fromkeys([*mistakes, *suspects]))
@@ -56,7 +64,8 @@ def rows(
 
 
 def render(row: ReviewRow) -> str:
-    line = f"{row.id}: label {corrections.cell(row.given)}"
+    of = f", {row.question}" if row.question else ""
+    line = f"{row.id}{of}: label {corrections.cell(row.given)}"
     if row.predicted is not None:
         line += (
             f", predicted {corrections.cell(row.predicted)} with confidence {row.confidence:.3f}"
@@ -74,12 +83,17 @@ def export(review_rows: Sequence[ReviewRow], path: Path) -> None:
     person fills in corrections there."""
     if path.suffix.lower() not in (".csv", ".jsonl"):
         raise ConfigError(f"{path}: the ending is not known; choose .csv or .jsonl")
-    with_texts = any(row.text is not None for row in review_rows)
+    optional = [
+        name
+        for name in ("question", "text")
+        if any(getattr(row, name) is not None for row in review_rows)
+    ]
+    absent = {"id", "question", "text"} - set(optional)
     fields = [
         {
             "id": row.id,
             "label": None,
-            **{k: v for k, v in asdict(row).items() if k != "id" and (with_texts or k != "text")},
+            **{name: value for name, value in asdict(row).items() if name not in absent},
         }
         for row in review_rows
     ]
@@ -94,7 +108,7 @@ def export(review_rows: Sequence[ReviewRow], path: Path) -> None:
             "confidence",
             "suggested",
             "doubt",
-            *(["text"] if with_texts else []),
+            *optional,
         ]
         content = write_table(
             names,
