@@ -1,5 +1,6 @@
 """The baselines of a study on rows without labels: the majority answer, counted words, and a frozen
-encoder. Regressions are searched as models are, by the study's metric on validation rows."""
+encoder. Typed questions have the first two, each per question. Regressions are searched as models
+are, by the study's metric on validation rows."""
 
 import logging
 import time
@@ -13,6 +14,7 @@ from medray.config.trial import TrialConfig
 from medray.data.dataset import Dataset
 from medray.errors import ArtifactError
 from medray.evaluation import baselines
+from medray.evaluation.answer_baselines import AnswerBaseline
 from medray.evaluation.baselines import MOST_ROWS, Baseline, TrainingRows, ValidationRows
 from medray.evaluation.calibration import is_multi_label
 from medray.evaluation.leaderboard import Entry
@@ -23,7 +25,7 @@ from medray.models.imports import without_garbage_collection
 from medray.study.candidates import Caller, Candidate
 from medray.study.placement import Placement
 from medray.study.run import slug
-from medray.tasks.base.protocol import Calibrated, Task, restore
+from medray.tasks.base.protocol import Calibrated, QuestionTask, Task, restore
 from medray.types import Example, Floats, Floats32, Prediction
 
 log = logging.getLogger(__name__)
@@ -127,7 +129,10 @@ def _size(config: TrialConfig) -> int | None:
 def baseline_candidates(
     task: Task, dataset: Dataset, rows: Sequence[Example], encoder: FrozenEncoder | None
 ) -> list[Candidate]:
-    """Return the baselines, fitted on training rows, for a task that predicts labels."""
+    """Return the baselines, fitted on training rows, for a task that predicts labels or answers
+    typed questions."""
+    if isinstance(task, QuestionTask):
+        return _answer_candidates(task, dataset, rows)
     if not isinstance(task, Calibrated):
         return []
     multi_label = is_multi_label(task)
@@ -143,6 +148,28 @@ def baseline_candidates(
         encoder.read([*train.sample(most).texts, *validation.texts, *_texts(rows)])
         baseline = baselines.search(encoder.name, {"mean": encoder}, train, validation, most=most)
         candidates.append(_candidate(baseline, task, dataset, rows, encoder.ms_per_row))
+    return candidates
+
+
+def _answer_candidates(
+    task: QuestionTask, dataset: Dataset, rows: Sequence[Example]
+) -> list[Candidate]:
+    train, validation, test = map(task.with_answers, (dataset.train, dataset.validation, rows))
+    sign = direction(task.options.metric)
+
+    def value(examples: Sequence[Example], predictions: Sequence[Prediction]) -> float:
+        return sign * task.score(predictions, examples).values[task.options.metric]
+
+    majority = AnswerBaseline.majority(train)
+    tfidf = None if task.has_more else majority.tfidf(train, validation, value)
+    candidates = []
+    for baseline in filter(None, (majority, tfidf)):
+        start = time.perf_counter()
+        predictions = baseline.predict(test)
+        ms_per_row = 1000 * (time.perf_counter() - start) / len(rows)
+        entry = Entry(name=baseline.name, kind="reference")
+        on_validation = baseline.predict(validation)
+        candidates.append(Candidate(entry, task, on_validation, predictions, ms_per_row))
     return candidates
 
 
