@@ -252,7 +252,8 @@ class Encoded:
 DISCLAIMER = "Research software, not a medical device: no diagnosis, no treatment decision."
 
 
-Needs = Literal["head", "token head", "language model"]
+# The last one is a task that an encoder does with a head, and a decoder without one.
+Needs = Literal["head", "token head", "language model", "head or language model"]
 Pooling = Literal["token", "mean"]
 
 

@@ -63,6 +63,25 @@ def branch_scores(
                 for branch in own
             ]
         )
+    return _by_branch(flat, branches)
+
+
+def head_scores(
+    model: Any, prompts: Sequence[Ids], branches: Sequence[Sequence[Branch]], pad_id: int
+) -> list[list[Tensor]]:
+    """Return the scores of a head with one output, which reads each prompt, branch and continuation
+    as a row of its own."""
+    rows = [
+        [*prompt, *branch.tokens, *ids]
+        for prompt, own in zip(prompts, branches, strict=True)
+        for branch in own
+        for ids in branch.continuations
+    ]
+    inputs = {name: tensor.to(model.device) for name, tensor in collate(rows, pad_id).items()}
+    return _by_branch(model(**inputs).logits[:, 0], branches)
+
+
+def _by_branch(flat: Tensor, branches: Sequence[Sequence[Branch]]) -> list[list[Tensor]]:
     scores = iter(flat.split([len(branch.continuations) for own in branches for branch in own]))
     return [[next(scores) for _ in own] for own in branches]
 

@@ -13,6 +13,7 @@ from medray.errors import ArtifactError, ConfigError, suggest
 from medray.models import sources
 from medray.models.families import ENCODERS, Family, family_of, targets
 from medray.models.libraries import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -21,11 +22,28 @@ from medray.models.libraries import (
 from medray.types import Head, Needs
 
 _CONFIGS = Path(__file__).with_name("architectures.json")
-KINDS = {
+KINDS: dict[Needs, Any] = {
     "head": AutoModelForSequenceClassification,
     "token head": AutoModelForTokenClassification,
     "language model": AutoModelForCausalLM,
 }
+
+
+def is_encoder(config: Any) -> bool:
+    """Return whether a model was trained with both sides of each token, or continues no text for
+    another reason."""
+    if getattr(config, "is_decoder", False):
+        return False
+    return (
+        config.model_type in ENCODERS or config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    )
+
+
+def needs_for(config: Any, needs: Needs) -> Needs:
+    """Return the kind of model for a task that both encoders and decoders can do."""
+    if needs != "head or language model":
+        return needs
+    return "head" if is_encoder(config) else "language model"
 
 
 def needs_of(head: Head | None) -> Needs:
@@ -97,6 +115,7 @@ def outline(config_dir: Path, needs: Needs = "head") -> tuple[Any, Family]:
 
 def outline_of(config: Any, where: str, needs: Needs) -> Any:
     """Return a network without weights from a configuration. Errors name `where`."""
+    needs = needs_for(config, needs)
     with torch.device("meta"):
         try:
             network = KINDS[needs].from_config(config, trust_remote_code=False)
@@ -104,11 +123,7 @@ def outline_of(config: Any, where: str, needs: Needs) -> Any:
             raise ConfigError(
                 f"{where}: model type {config.model_type!r} has no {needs} in transformers"
             ) from err
-    if (
-        needs == "language model"
-        and not getattr(config, "is_decoder", False)
-        and config.model_type in ENCODERS
-    ):
+    if needs == "language model" and is_encoder(config):
         raise ConfigError(
             f"{where}: model type {config.model_type!r} is an encoder; this task needs a causal "
             "language model"

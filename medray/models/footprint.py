@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from medray.config.trial import LoraConfig, ModelOptions, Precision
 from medray.models import adapter
-from medray.models.architecture import outline_of, without_dropout
+from medray.models.architecture import needs_for, outline_of, without_dropout
 from medray.models.batch import logits_at
 from medray.models.families import Family, family_of
 from medray.models.precision import arithmetic
@@ -80,6 +80,7 @@ def measure(
 
     The optimizer's moments exist from the second step on.
     """
+    needs = needs_for(config, needs)
     network, family = _build(copy.deepcopy(config), model, lora, batch, needs)
     with FakeTensorMode(), LiveBytes() as live:
         _fill(network, family, model)

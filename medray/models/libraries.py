@@ -33,9 +33,11 @@ with hide_packages("bitsandbytes", "sklearn"), without_garbage_collection():
         AutoModelForTokenClassification,
         AutoTokenizer,
     )
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     from transformers.utils import logging as transformers_logging
 
 __all__ = [
+    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
     "AutoConfig",
     "AutoModelForCausalLM",
     "AutoModelForSequenceClassification",

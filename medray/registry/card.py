@@ -159,7 +159,7 @@ def _pipeline(task: Task) -> str:
     head = task.head()
     if head is not None and head.per_token:
         return "token-classification"
-    return "text-classification" if task.labels else "text-generation"
+    return "text-classification" if task.labels or head else "text-generation"
 
 
 def format_figure(value: float | None) -> str:

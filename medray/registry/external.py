@@ -31,6 +31,7 @@ from medray.registry.release import Release
 from medray.storage import checkpoint
 from medray.storage.checkpoint import BaseRecord, Manifest, PrecisionRecord, TaskRecord
 from medray.tasks.base import protocol as tasks
+from medray.tasks.base.encoders import for_base
 from medray.tasks.base.protocol import Task
 from medray.types import Example, Prediction
 
@@ -125,7 +126,8 @@ def import_adapter(folder: Path, config: ImportConfig, target: Path) -> Manifest
             f"{folder}: has no {WEIGHTS}; save it with safe_serialization=True, since medray reads "
             "no pickles"
         )
-    task, base = config.fit_task(), sources.resolve(config.model.source, config.model.revision)
+    base = sources.resolve(config.model.source, config.model.revision)
+    task = for_base(config.fit_task(), config.model.source, config.model.revision)
     own_base = json.loads((folder / CONFIG).read_bytes()).get("base_model_name_or_path")
     if own_base and own_base != base.source:
         log.warning(
@@ -159,7 +161,11 @@ def import_adapter(folder: Path, config: ImportConfig, target: Path) -> Manifest
 
 def fit_base_model_task(config: TrialConfig, dataset: Dataset) -> Task:
     """Fit the task of a trial for its base model before training."""
-    task = tasks.fit(config.task, dataset.label_sets(), dataset.train)
+    task = for_base(
+        tasks.fit(config.task, dataset.label_sets(), dataset.train),
+        config.model.source,
+        config.model.revision,
+    )
     if task.head() is not None:
         raise ConfigError(
             f"{config.model.source}: task {config.task.name!r} adds a new head, which predicts "

@@ -116,9 +116,15 @@ def footprint(trial: TrialConfig, *, length: int, num_labels: int, answer_tokens
 
 
 def _footprint(
-    config: Any, trial: TrialConfig, length: int, num_labels: int, answer_tokens: int
+    config: Any,
+    trial: TrialConfig,
+    length: int,
+    num_labels: int,
+    answer_tokens: int,
+    least_rows: int = 1,
 ) -> Footprint:
-    batch = Batch(max(1, trial.train.token_budget // length), length, num_labels, answer_tokens)
+    num_rows = max(least_rows, trial.train.token_budget // length)
+    batch = Batch(num_rows, length, num_labels, answer_tokens)
     precision = default_precision(trial.model.precision)  # fp32 for `auto`, which takes more memory
     return measure(
         config, trial.model, trial.lora, batch, needs=needs_of(trial.task), precision=precision
@@ -157,7 +163,9 @@ def _base(
     trial = study.trial(base)
     config, note = architecture.find(base.source, base.revision)
     rows = measure_workload(trial, dataset, task, num_rows)
-    memory = _footprint(config, trial, rows.longest, rows.num_labels, rows.answer_tokens)
+    memory = _footprint(
+        config, trial, rows.longest, rows.num_labels, rows.answer_tokens, rows.least_rows
+    )
     num_trials = search.num_trials(study, base)
     placement = place(trial.resources, cluster, num_trials)
     workers = placement.least_workers
@@ -216,6 +224,7 @@ def _advice(config: Any, trial: TrialConfig, rows: Workload, workers: int, room:
             rows.longest,
             rows.num_labels,
             rows.answer_tokens,
+            rows.least_rows,
         )
         if (
             PROCESS

@@ -22,6 +22,7 @@ from medray.study.candidates import Caller, Candidate
 from medray.study.materials import Materials
 from medray.study.placement import Placement
 from medray.tasks.base import protocol as tasks
+from medray.tasks.base.encoders import for_base
 from medray.tasks.base.protocol import QuestionTask, Task
 from medray.types import Example
 
@@ -123,14 +124,14 @@ def final_test(
     slicer, metric = Slicer.of(rows.validation), materials.task.options.metric
     models, analyses = [], []
     for folds_of in _align(by_fold):
-        model, first = _pool(_calibrate(folds_of, folds, study.calibration)), folds_of[0]
-        models.append(rows.score(model, metric))
+        first = folds_of[0]
+        models.append(rows.score(_pool(_calibrate(folds_of, folds, study.calibration)), metric))
         # The calibration of the checkpoint to publish, the first fold's, is that of its own
         # validation rows.
         record = fit_calibration(
             first.task, first.validation, folds[0].dataset.validation, study.calibration
         )
-        if analysis := rows.analyze(model, record, slicer):
+        if analysis := rows.analyze(_pool(folds_of), record, slicer):
             analyses.append(analysis)
     return Verdict(
         models,
@@ -162,11 +163,12 @@ def _predict(
             candidates.finalist_candidates(fold.entries, rows, validation, placement, call)
         )
         baselines = references.baseline_candidates(task, fold.dataset, rows, encoder)
-        if task.head() is None:
-            configs = [
-                candidates.with_precision_of(fold.entries, config, number)
-                for number, config in enumerate(bases)
-            ]
+        configs = [
+            candidates.with_precision_of(fold.entries, config, number)
+            for number, config in enumerate(bases)
+            if for_base(task, config.model.source, config.model.revision).head() is None
+        ]
+        if configs:
             # The prompt of this fold's task shows rows of this fold.
             fold_task = tasks.fit(task.options, fold.dataset.label_sets(), fold.dataset.train)
             baselines += candidates.base_model_candidates(

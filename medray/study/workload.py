@@ -9,7 +9,8 @@ from medray.errors import ArtifactError
 from medray.models import sources
 from medray.models.build import load_tokenizer
 from medray.tasks.base import protocol as tasks
-from medray.tasks.base.branches import BranchLoss
+from medray.tasks.base.branches import BranchLoss, HeadBranchLoss
+from medray.tasks.base.encoders import for_base
 from medray.tasks.base.language_model import LanguageModelLoss
 from medray.tasks.base.protocol import Task
 
@@ -29,6 +30,8 @@ class Workload:
     num_labels: int
     answer_tokens: int
     lengths_from: str  # how the lengths are known
+    # The most rows that a micro-batch cannot part: the options of a text's questions, for encoders.
+    least_rows: int = 1
 
 
 def measure_workload(
@@ -47,7 +50,11 @@ def measure_workload(
             _answer_tokens(trial),
             "max_length for each row",
         )
-    task = tasks.fit(trial.task, dataset.label_sets(), dataset.train)
+    task = for_base(
+        tasks.fit(trial.task, dataset.label_sets(), dataset.train),
+        trial.model.source,
+        trial.model.revision,
+    )
     num_train = min(len(dataset.train), trial.data.limit or len(dataset.train))
     sample = dataset.train[:: max(1, len(dataset.train) // _NUM_SAMPLES)]
     head = task.head()
@@ -76,6 +83,10 @@ def measure_workload(
         else [0]
     )
     mean = sum(lengths) / len(sample)  # a text in several windows is several rows
+    least_rows = 1
+    if isinstance(loss, HeadBranchLoss):  # each option is read in a row of its own
+        shapes = [loss.shape(row.target) for row in rows]
+        lengths, least_rows = [length for _, length in shapes], max(num for num, _ in shapes)
     return Workload(
         num_train,
         len(dataset.validation),
@@ -84,6 +95,7 @@ def measure_workload(
         num_labels,
         max(answers),
         f"a sample of {len(sample)} rows",
+        least_rows,
     )
 
 

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from medray.config.trial import Precision, TrainConfig
 from medray.data.prepared import EncodedSplit
-from medray.engines.scoring import branch_scores
+from medray.engines.scoring import branch_scores, head_scores
 from medray.errors import TrialError
 from medray.models.batch import answer_places, collate, logits_at
 from medray.models.families import Side
 from medray.models.precision import arithmetic
 from medray.records import Evaluation
-from medray.tasks.base.branches import BranchLoss, BranchRow
+from medray.tasks.base.branches import BranchLoss, BranchRow, HeadBranchLoss
 from medray.tasks.base.language_model import AnswerLogits, LanguageModelLoss
 from medray.tasks.base.protocol import Loss, LossInputs
 from medray.training.plan import MicroBatch, Step, plan
@@ -224,7 +224,8 @@ class Loop:
                 for row in batch.rows
             ]
             prompts, branches = zip(*((row.prompt, row.branches) for row in layouts), strict=True)
-            scores = branch_scores(self.model, prompts, branches, self.pad_id)
+            method = head_scores if isinstance(self.row_loss, HeadBranchLoss) else branch_scores
+            scores = method(self.model, prompts, branches, self.pad_id)
             return self.row_loss(scores, loss_inputs)
         if not isinstance(self.row_loss, LanguageModelLoss):
             return self.row_loss(self.model(**device_inputs), loss_inputs)

@@ -31,6 +31,7 @@ from medray.models import sources
 from medray.models.build import load_tokenizer
 from medray.models.sources import Base
 from medray.storage import checkpoint, files
+from medray.tasks.base.encoders import for_base
 from medray.tasks.base.protocol import Chatting, Task, restore
 from medray.text import windows
 from medray.types import SPLITS, Encoded, Example, Split
@@ -66,6 +67,7 @@ def gather(
     An existing table with the same fingerprint is used again.
     """
     base = sources.resolve(config.model.source, config.model.revision)
+    task = for_base(task, config.model.source, config.model.revision)
     tokenizer = load_tokenizer(base.path)
     fingerprint = _fingerprint(config, dataset, task, tokenizer)
     table = cache_dir / f"{fingerprint[:32]}.arrow"

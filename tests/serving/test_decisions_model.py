@@ -87,8 +87,9 @@ def test_refusals_of_the_replica_have_the_status_of_the_format(url: str) -> None
         Client(url).decide(TEXT, own, model="unknown")
 
 
+@pytest.mark.parametrize("kind", ["decisions", "encoder decisions"])
 def test_a_release_of_typed_questions_answers_its_own_and_any_other_in_one_request(
-    place: Path,
+    place: Path, kind: str
 ) -> None:
     other = {
         "type": "choice",
@@ -96,13 +97,13 @@ def test_a_release_of_typed_questions_answers_its_own_and_any_other_in_one_reque
         "instructions": "the organ was",
         "choices": [{"value": "lung"}, {"value": "heart", "description": "rhythm"}],
     }
-    with serving(tiny.checkpoint("decisions"), place / "typed") as url:
+    with serving(tiny.checkpoint(kind), place / kind) as url:
         client = Client(url)
         own = client.questions()
         assert [question["name"] for question in own] == ["cause", "surgery", "growth"]
         reply = client.decide(TEXT, [*own, other])
         alone = client.decide(TEXT, [other]).answers[0]
-    release = medray.load("traced@1", storage_path=str(place / "typed"))
+    release = medray.load("traced@1", storage_path=str(place / kind))
     (row,) = release.predict([TEXT])
     cause, surgery, growth, organ = reply.answers
     assert list(cause.probabilities.values()) == pytest.approx(

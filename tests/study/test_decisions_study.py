@@ -7,10 +7,13 @@ from support import in_process, tiny
 from support.watcher import RecordingWatcher
 
 import medray
-from medray.registry import evaluate
+from medray.errors import ConfigError
+from medray.registry import evaluate, loading
 from medray.registry.registry import Registry
-from medray.reports import html_report, study_data
+from medray.reports import html_report, review, study_data
+from medray.runtime.cluster import Cluster, Node
 from medray.study import preflight
+from medray.study.estimate import Speed, estimate, footprint
 from medray.types import Example
 
 
@@ -34,7 +37,10 @@ def test_typed_questions_are_ranked_calibrated_published_and_answered(tmp_path: 
     assert names | {"coverage", "answered_accuracy"} <= board.best.test.keys()
     assert board.best.test_interval is not None
     pairs = {pair.other: pair.comparison for pair in board.comparisons if pair.split == "test"}
-    assert f"{source}, untuned" in pairs
+    assert pairs.keys() >= {f"{source}, untuned", "majority", "TF-IDF + logistic regression"}
+    assert outcome.analysis is not None
+    on_test = outcome.analysis.best.test
+    assert on_test.figure.value == pytest.approx(board.best.test["f1_macro"])
 
     release = Registry(study.storage_path).resolve("triage@best")
     record = release.record.calibration.answers
@@ -66,5 +72,66 @@ def test_typed_questions_are_ranked_calibrated_published_and_answered(tmp_path: 
     assert evaluation.metrics.values == pytest.approx(dict(board.best.test))
     assert evaluation.interval == board.best.test_interval
     assert set(evaluation.metrics.per_class) == {"cause", "surgery", "growth"}
+    assert evaluation.analysis is not None
+    assert evaluation.analysis.after == on_test.after
+    for part in on_test.questions:
+        figures = evaluation.metrics.per_class[part.name]
+        assert part.figures.abstention is not None
+        assert part.figures.abstention.coverage == pytest.approx(figures["coverage"])
+        assert part.figures.figure.value == pytest.approx(figures["f1_macro"])
     page = html_report.render(html_report.compose(study_data.gather(outcome.run)))
-    assert "score_kappa" in page
+    assert "answers to test rows, by question" in page
+    assert "Abstention by question" in page
+    rows = review.rows(on_test)
+    assert {row.question for row in rows} == {
+        part.name for part in on_test.questions if part.figures.mistakes or part.figures.suspects
+    }
+    assert review.render(rows[0]).startswith(f"{rows[0].id}, {rows[0].question}: label ")
+
+
+def test_an_encoder_and_a_decoder_answer_the_questions_of_one_study(tmp_path: Path) -> None:
+    encoder = tiny.base(tmp_path, "bert")
+    study = tiny.decision_study(tmp_path, "train.epochs=4", "publish={name: triage}", num_rows=90)
+    decoder = study.base_models[0].source
+    study = tiny.decision_study(
+        tmp_path,
+        "train.epochs=4",
+        f"base_models=[{{source: {decoder}}}, {{source: {encoder}}}]",
+        "publish={name: triage, allow_worse: true}",
+    )
+    preflight.check(study)
+    outcome = in_process.run(study, RecordingWatcher())
+    references = {entry.name for entry in outcome.board.entries if entry.kind == "reference"}
+    assert references == {f"{decoder}, untuned", "majority", "TF-IDF + logistic regression"}
+    trials = {entry.base_model: entry for entry in outcome.board.entries if entry.kind == "trial"}
+    text = "the tumour renal growth surgery"
+    answers = []
+    for source, has_head in ((decoder, False), (str(encoder), True)):
+        release = loading.load(trials[source].checkpoint)
+        assert (release.task.head() is not None) == has_head
+        (row,) = release.predict([text])
+        assert [answer.name for answer in row.answers] == ["cause", "surgery", "growth"]
+        answers.append(release.decide(text).answers)
+    assert [row.values for row in answers[0]] == [row.values for row in answers[1]]
+    with pytest.raises(ConfigError, match="adds a new head"):
+        evaluate.evaluate_base_model(
+            study.trial(study.base_models[1]), "validation", log_dir=tmp_path / "log"
+        )
+
+
+def test_a_plan_counts_the_options_of_a_text_as_rows_of_an_encoder(tmp_path: Path) -> None:
+    cluster = Cluster((Node(cpus=2, gpus=0),), dashboard=None, is_joined=False)
+    plans = {}
+    for budget in (16, 4096):
+        study = tiny.decision_study(tmp_path, f"train.token_budget={budget}", family="bert")
+        (plans[budget],) = estimate(
+            study, cluster, memory_bytes=None, speed=Speed(tokens_per_s=1000)
+        ).bases
+    rows = plans[16].rows
+    assert (rows.num_labels, rows.least_rows) == (1, 8)
+    assert rows.longest < rows.mean  # of all options of a text
+    study = tiny.decision_study(tmp_path, "train.token_budget=16", family="bert")
+    one_text = footprint(
+        study.trial(study.base_models[0]), length=rows.longest, num_labels=1, answer_tokens=0
+    )
+    assert one_text.peak < plans[16].footprint.peak < plans[4096].footprint.peak

@@ -5,7 +5,7 @@ import json
 import random
 import shutil
 import tempfile
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -408,6 +408,7 @@ def checkpoint(kind: str = "study", *settings: str) -> Path:
         "choice": choice_study,
         "instruct": instruct_study,
         "decisions": decision_study,
+        "encoder decisions": partial(decision_study, family="bert"),
     }
     study_config = kinds[kind](place, "train.epochs=1", *settings)
     return trial(study_config, place).run().checkpoint

@@ -95,3 +95,12 @@ class BranchLoss:
             ]
             sums.append(torch.stack(losses).sum())
         return torch.stack(sums)
+
+
+class HeadBranchLoss(BranchLoss):
+    """The same loss for an encoder, whose head scores each continuation as a row of its own."""
+
+    def shape(self, target: TokenIds) -> tuple[int, int]:
+        """Return the number of rows, and the tokens of the longest one."""
+        lengths = [length for _, own, _ in parse_target(target) for length in own]
+        return len(lengths), max(lengths)

@@ -218,13 +218,19 @@ class Chatting(Protocol):
 
 
 @runtime_checkable
-class QuestionTask(Protocol):
+class QuestionTask(Task, Protocol):
     """A task that is trained on typed questions. Other tasks with labels answer questions about
     their labels (questions.py)."""
 
     @property
     def questions(self) -> tuple[Question, ...]:
         """Return the questions that it was trained for."""
+        ...
+
+    @property
+    def has_more(self) -> bool:
+        """Return whether its training rows have more questions than `questions`, so that they are
+        those of single rows."""
         ...
 
     @property
@@ -245,6 +251,15 @@ class QuestionTask(Protocol):
     ) -> list[QuestionAnswer]:
         """Return one answer per question, from calibrated predictions of `question_rows`. Each has
         its question's name and order of options."""
+        ...
+
+
+@runtime_checkable
+class EncoderTask(Protocol):
+    """A task of language models that encoders can do too, with a head."""
+
+    def for_encoder(self) -> Task:
+        """Return the task as an encoder does it."""
         ...
 
 

@@ -1,13 +1,14 @@
-"""Typed questions about a text, answered by a causal language model: it scores every option as a
-continuation of its question. It loads no model.
+"""Typed questions about a text. It loads no model.
 
-All questions of a text are in one row, which reads the text once. No question and no option
-attends to another, so an answer depends neither on the other questions nor on the order of the
-options."""
+A causal language model scores every option as a continuation of its question. All questions of a
+text are in one row, which reads the text once. An encoder scores each option in a row of its own
+(`whole_rows`). No question and no option attends to another, so an answer depends neither on the
+other questions nor on the order of the options."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -17,10 +18,11 @@ from medray.errors import ConfigError, DataError
 from medray.evaluation import decision_scores
 from medray.evaluation.bootstrap import Tallies
 from medray.evaluation.metrics import Metrics
-from medray.tasks.base.branches import BranchLoss, BranchRow
+from medray.tasks.base.branches import BranchLoss, BranchRow, HeadBranchLoss
 from medray.tasks.base.labels import check_one_label, places
 from medray.tasks.base.protocol import TaskOptions
 from medray.tasks.base.questions import LABEL
+from medray.tasks.decisions.whole_rows import check_distinct, spelling, whole_rows, wording
 from medray.text.prompts import Prompt, answers, prompts
 from medray.text.template import Template
 from medray.text.windows import Keep
@@ -30,6 +32,7 @@ from medray.types import (
     Encoded,
     Example,
     Floats,
+    Head,
     Needs,
     Prediction,
     Question,
@@ -46,11 +49,10 @@ _PROBE_QUESTIONS = 8
 _PROBE = Question(
     "probe", "predicate", "Is it a study?", tuple(map(QuestionOption, PREDICATE_VALUES))
 )
-_WORDS = {"true": "yes", "false": "no"}  # how an answer to a predicate is spelled
 
 
 class Options(TaskOptions):
-    NEEDS: ClassVar[Needs] = "language model"
+    NEEDS: ClassVar[Needs] = "head or language model"
     STUDY_WIDE = ("name", "metric")
     name: Literal["decisions"]
     metric: Literal["f1_macro", "accuracy", "log_loss", "brier"] = Field(
@@ -59,16 +61,21 @@ class Options(TaskOptions):
     )
     prompt: str = Field(
         "{text}",
-        description="the beginning of a row, with {text}; special tokens are read as plain text",
+        description=(
+            "for decoders: the beginning of a row, with {text}; special tokens are read as plain "
+            "text"
+        ),
     )
     question: str = Field(
         "\n\n{question}\nAnswer:",
         description=(
-            "a question after the text, with {question} for its instructions and the descriptions "
-            "of its options"
+            "for decoders: a question after the text, with {question} for its instructions and "
+            "the descriptions of its options"
         ),
     )
-    answer: str = Field(" {option}", description="an option after its question, with {option}")
+    answer: str = Field(
+        " {option}", description="for decoders: an option after its question, with {option}"
+    )
     label_question: str | None = Field(
         None,
         min_length=1,
@@ -104,6 +111,7 @@ class Task:
     questions: tuple[Question, ...] = ()  # of the training rows
     # Whether the rows have more questions than `questions` holds.
     has_more: bool = False
+    is_encoder: bool = False  # a head scores the options
     labels: ClassVar[tuple[str, ...]] = ()
     takes_any_question: ClassVar[bool] = True
 
@@ -127,13 +135,18 @@ class Task:
     @classmethod
     def restore(cls, options: Options, state: Mapping[str, Any]) -> Self:
         questions = tuple(map(Question.from_dict, state["questions"]))
-        return cls(options, questions, bool(state["has_more"]))
+        is_encoder = bool(state.get("is_encoder", False))  # an earlier medray had decoders alone
+        return cls(options, questions, bool(state["has_more"]), is_encoder)
 
     def state(self) -> dict[str, Any]:
-        return {"questions": list(map(asdict, self.questions)), "has_more": self.has_more}
+        state = {"questions": list(map(asdict, self.questions)), "has_more": self.has_more}
+        return state | ({"is_encoder": True} if self.is_encoder else {})
 
-    def head(self) -> None:
-        return None
+    def head(self) -> Head | None:
+        return Head(("score",)) if self.is_encoder else None
+
+    def for_encoder(self) -> Self:
+        return replace(self, is_encoder=True)
 
     def encode(self, examples: Sequence[Example], tokenizer: Any) -> list[Encoded]:
         """Encode each text with its questions and all their options. A row with answers leaves
@@ -157,7 +170,7 @@ class Task:
 
     def loss(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> BranchLoss:
         """Give each question of a row the weight 1."""
-        return BranchLoss.of(targets)
+        return (HeadBranchLoss if self.is_encoder else BranchLoss).of(targets)
 
     def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
         """Answer each example's own questions, or those of the training rows if it has none."""
@@ -220,6 +233,15 @@ class Task:
 
     def _scores(self, engine: "Engine", examples: Sequence[Example]) -> list[list[Floats]]:
         rows = self._rows(examples, engine.tokenizer)
+        if self.is_encoder:
+            inputs = [
+                ids for _, branches in rows for branch in branches for ids in branch.continuations
+            ]
+            outputs = iter(engine.logits(inputs)[:, 0].astype(np.float64) if inputs else ())
+            return [
+                [np.array(list(islice(outputs, len(branch.continuations)))) for branch in branches]
+                for _, branches in rows
+            ]
         scores = engine.score_branches(
             [prompt.tokens for prompt, _ in rows], [branches for _, branches in rows]
         )
@@ -228,6 +250,15 @@ class Task:
     def _rows(
         self, examples: Sequence[Example], tokenizer: Any
     ) -> list[tuple[Prompt, tuple[Branch, ...]]]:
+        """Return the row of each text: its prompt and its questions. In those of an encoder, each
+        option is a whole row, and the prompt is empty."""
+        if self.is_encoder:
+            return whole_rows(
+                examples,
+                tokenizer,
+                max_length=self.options.max_length,
+                keep=self.options.keep,
+            )
         branch_of = self._branches(
             dict.fromkeys(question for example in examples for question in example.questions),
             tokenizer,
@@ -263,7 +294,7 @@ class Task:
         return {
             question: Branch(
                 answers(
-                    [template.render({"question": _wording(question)})],
+                    [template.render({"question": wording(question)})],
                     tokenizer,
                     lead=lead,
                     end=False,
@@ -276,17 +307,10 @@ class Task:
     def _option_ids(self, question: Question, tokenizer: Any) -> tuple[TokenIds, ...]:
         template = Template.parse(self.options.answer)
         lead = Template.parse(self.options.question).around("question")[1] or "a"
-        texts = [template.render({"option": _spelling(question, v)}) for v in question.values]
-        ids = answers(texts, tokenizer, lead=lead, end=True)
-        value_of: dict[TokenIds, str] = {}
-        for value, own in zip(question.values, ids, strict=True):
-            if own in value_of:
-                raise DataError(
-                    f"question {question.name!r:.60}: options {value_of[own]!r:.60} and "
-                    f"{value!r:.60} are the same tokens for this base model; rename one of them"
-                )
-            value_of[own] = value
-        return tuple(ids)
+        texts = [template.render({"option": spelling(question, v)}) for v in question.values]
+        ids = tuple(answers(texts, tokenizer, lead=lead, end=True))
+        check_distinct(question, ids)
+        return ids
 
 
 def _label_question(
@@ -318,23 +342,6 @@ def _answerable(example: Example) -> Example:
         if shares
     )
     return replace(example, questions=tuple(questions))
-
-
-def _wording(question: Question) -> str:
-    """Return the instructions, and a line per described option. The lines of a choice are sorted,
-    so that the order of its options changes nothing."""
-    lines = [
-        f"{_spelling(question, option.value)}: {option.description}"
-        for option in question.options
-        if option.description
-    ]
-    return "\n".join(
-        [question.instructions, *(lines if question.kind == "score" else sorted(lines))]
-    )
-
-
-def _spelling(question: Question, value: str) -> str:
-    return _WORDS[value] if question.kind == "predicate" else value
 
 
 def _path(branch: Branch) -> int:
