@@ -163,7 +163,7 @@ class Generation:
         return logits
 
     def _accept(self, rows: Sequence[GenerationRow], logits: Tensor) -> list[Chunk | RowError]:
-        greedy = logits.argmax(-1).tolist()
+        greedy = logits.argmax(-1).cpu().tolist()
         # A step without sampling moves one number per row, not a whole vocabulary.
         reading = [at for at, row in enumerate(rows) if row.reads_logits]
         to_read = dict(zip(reading, logits[reading].cpu(), strict=True)) if reading else {}

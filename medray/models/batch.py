@@ -27,6 +27,27 @@ from medray.models.libraries import quiet
 
 ATTENTION = "medray"  # the name that transformers knows it by
 _KEYS = 16
+# numbers per token in a layer without gradients, as multiples of its widths, rounded up
+_STATES, _INNER_STATES = 16, 4
+_MOST_TOKENS = 1 << 17
+
+
+def evaluation_tokens(network: Any, least: int, device: str) -> int:
+    """Return the tokens of a batch without gradients: `least` on a CPU, and on a GPU as many as
+    half of its free memory holds. A budget of training would leave most of a GPU idle there."""
+    if device != "cuda":
+        return least
+    config = network.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    keys = 2 * config.num_hidden_layers * heads * size
+    numbers = keys + _STATES * config.hidden_size + _INNER_STATES * inner + config.vocab_size
+    free, total = torch.cuda.mem_get_info()
+    tensors = torch.cuda.memory_allocated()
+    free += torch.cuda.memory_reserved() - tensors
+    part = torch.cuda.get_per_process_memory_fraction() * total - tensors
+    return max(least, min(_MOST_TOKENS, int(min(free, part) / 2 / (4 * numbers))))
 
 
 def check_rows(rows: Sequence[Sequence[int]]) -> None:

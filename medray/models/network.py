@@ -59,7 +59,8 @@ def load(
             # A merged model is saved as it is. transformers (5.19) would revert how it read the
             # packed weights, and cannot.
             network._weight_conversions = []
-        weights = network.state_dict()
+        # before a pooled head takes modules away
+        weights = {} if is_packed else network.state_dict()
         result = _check(network, info, base, head, family)
         if not is_packed:
             own = {name: weights[name] for name in weights if name not in info["missing_keys"]}

@@ -17,6 +17,7 @@ from medray.errors import ArtifactError, ConfigError, DataError
 from medray.evaluation.calibration import calibrate
 from medray.evaluation.novelty import Cloud
 from medray.models import sources
+from medray.models.batch import evaluation_tokens
 from medray.models.build import BuiltModel, build
 from medray.models.build import merge as merge_adapter
 from medray.models.precision import default_precision
@@ -75,6 +76,10 @@ class LoadedRelease:
     @property
     def model(self) -> BuiltModel:
         return self._transformers.model
+
+    @property
+    def device(self) -> str:
+        return self._transformers.device.type
 
     @property
     def _transformers(self) -> TransformersEngine:
@@ -181,8 +186,9 @@ def load(
     )
     model.network.to(device)
     precision = precision or manifest.precision.actual
+    token_budget = evaluation_tokens(model.network, manifest.token_budget, device)
     engine = TransformersEngine(
-        model, precision=precision, token_budget=manifest.token_budget, device=device
+        model, precision=precision, token_budget=token_budget, device=device
     )
     release = LoadedRelease(str(place), 0, folder, manifest, task, engine, precision)
     if verify:
@@ -214,7 +220,7 @@ def base_model_engine(
     return TransformersEngine(
         model,
         precision=default_precision(config.model.precision),
-        token_budget=config.train.token_budget,
+        token_budget=evaluation_tokens(model.network, config.train.token_budget, device),
         device=device,
     )
 

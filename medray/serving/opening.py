@@ -1,6 +1,7 @@
 """Open a release for serving: load it, merge it, check its probe, and choose the faster precision.
 
-Every load measures which precision is faster, with the work that the release will do.
+On a CPU, every load measures which precision is faster, with the work that the release will do. A
+GPU's architecture decides it.
 """
 
 import logging
@@ -18,7 +19,8 @@ from medray.config.trial import Precision
 from medray.engines.base import tail_length, tree_length
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ServingError
-from medray.models.precision import cast, cast_within, fastest
+from medray.models.batch import evaluation_tokens
+from medray.models.precision import cast, cast_within, fast_precision, fastest
 from medray.registry.loading import PROBE_TEXTS, LoadedRelease, read_cloud
 from medray.registry.release import Release
 from medray.serving.chat import ChatModel
@@ -31,7 +33,9 @@ from medray.types import Branch, Chunk, Engine, Example, Floats32, Sampling
 
 log = logging.getLogger(__name__)
 Measure = TypeVar("Measure")
-_TIMED_TOKENS = 1024  # a busy batch, but small enough that timing takes about a second
+# A busy batch, but small enough that timing takes about a second. A GPU is not busy with fewer
+# tokens: it would wait for the launches of its kernels.
+_TIMED_TOKENS = {"cpu": 1024, "cuda": 16_384}
 _TIMED_ROWS, _TIMED_STEPS = 8, 4
 
 
@@ -43,17 +47,31 @@ class _Opening:
     options: AppOptions
     thread: Executor
 
+    def tokens(self, name: str) -> int:
+        """Return a budget of the options. One that they leave open follows a GPU's memory."""
+        budget: int = getattr(self.options, name)
+        if name in self.options.model_fields_set:
+            return budget
+        return evaluation_tokens(self.release.model.network, budget, self.release.device)
+
     def engine(self, precision: Precision) -> TransformersEngine:
-        engine = self.release.in_precision(precision, token_budget=self.options.token_budget).engine
+        budget = self.tokens("token_budget")
+        engine = self.release.in_precision(precision, token_budget=budget).engine
         assert isinstance(engine, TransformersEngine)
         return engine
 
+    @property
+    def candidates(self) -> list[Precision]:
+        """Return the precisions that the options allow and this device may compute faster."""
+        device = self.release.device
+        if self.options.precision != "auto":
+            return [self.options.precision]
+        return ["fp32", "bf16"] if device == "cpu" else [fast_precision(device)]
+
     def time(self, measure: Callable[[TransformersEngine], Measure]) -> dict[Precision, Measure]:
-        """Return the measure of each precision that the options allow."""
-        precision = self.options.precision
-        candidates: list[Precision] = ["fp32", "bf16"] if precision == "auto" else [precision]
+        """Return the measure of each candidate."""
         measures = {}
-        for candidate in candidates:
+        for candidate in self.candidates:
             with self._cast_within(candidate):
                 measures[candidate] = measure(self.engine(candidate))
         return measures
@@ -75,7 +93,7 @@ class _Opening:
         streams = Streams(
             engine.generation,
             self.thread,
-            token_budget=options.generation_tokens,
+            token_budget=self.tokens("generation_tokens"),
             waiting_tokens=options.limits.waiting_tokens,
         )
         return replace(self.release, engine=engine, precision=precision), engine, streams
@@ -111,6 +129,8 @@ def _open_chat_model(opening: _Opening) -> ChatModel:
 
 
 def _faster_steps(opening: _Opening) -> Precision:
+    if len(opening.candidates) == 1:
+        return opening.candidates[0]
     seconds = opening.time(lambda engine: time_steps(engine, opening.thread))
     precision = fastest(seconds)
     log.info(
@@ -139,7 +159,7 @@ def _open_text_model(opening: _Opening) -> TextModel:
     batcher = Batcher(
         engine,
         opening.thread,
-        token_budget=options.token_budget,
+        token_budget=engine.token_budget,
         waiting_tokens=options.limits.waiting_tokens,
         overhead_tokens=overhead,
         outputs=engine.logits_and_embeddings if cloud else None,
@@ -173,6 +193,12 @@ def generates(engine: TransformersEngine, task: Task) -> bool:
 def time_texts(engine: TransformersEngine, task: Task, thread: Executor) -> Timing:
     """Time a short and a full batch. The best of four runs counts, so that live traffic beside the
     load changes little."""
+    device = engine.device.type
+    full = (
+        _TIMED_TOKENS[device]
+        if device == "cpu"
+        else min(engine.token_budget, _TIMED_TOKENS[device])
+    )
     few = [Example("few", PROBE_TEXTS[2])]
     head = task.head()
     counting = Counting(engine, len(head.labels) if head else 0)
@@ -181,9 +207,7 @@ def time_texts(engine: TransformersEngine, task: Task, thread: Executor) -> Timi
     text = " ".join(
         [PROBE_TEXTS[2]] * max(1, length // len(engine.tokenizer(PROBE_TEXTS[2])["input_ids"]))
     )
-    many = [
-        Example(str(number), text) for number in range(max(2, _TIMED_TOKENS // max(length, small)))
-    ]
+    many = [Example(str(number), text) for number in range(max(2, full // max(length, small)))]
     task.predict(counting, many)
     seconds = [
         tuple(thread.submit(_seconds, engine, task, rows).result() for rows in (few, many))

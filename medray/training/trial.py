@@ -16,6 +16,7 @@ from medray.engines.transformers import TransformersEngine
 from medray.errors import TrialError
 from medray.evaluation.metrics import higher_is_better
 from medray.evaluation.novelty import Cloud
+from medray.models.batch import evaluation_tokens
 from medray.models.build import BuiltModel, build
 from medray.models.device import device_of
 from medray.models.precision import choose as choose_precision
@@ -217,7 +218,9 @@ class Trial:
         return TransformersEngine(
             self.model,
             precision=precision,
-            token_budget=self.config.train.token_budget,
+            token_budget=evaluation_tokens(
+                self.model.network, self.config.train.token_budget, self.device
+            ),
             device=self.device,
             is_sharded=self.loop.strategy.shards_model,
             embeddings=embeddings,

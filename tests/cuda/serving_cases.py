@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 from support import tiny
+from support.pretend_cuda import Device
 
 from medray.config.trial import Precision
 from medray.engines.transformers import TransformersEngine
 from medray.registry.registry import Registry
 from medray.registry.release import Release
+from medray.serving import opening
 from medray.serving.chat import ChatModel
 from medray.serving.opening import open_model
 from medray.serving.schemas import AppOptions
@@ -71,3 +73,42 @@ def test_a_release_that_talks_gives_the_text_of_a_cpu(tmp_path: Path, family: st
         return list(engine.generate(TEXTS, sampling))
 
     assert [chunk.text for chunk in texts("cuda")] == [chunk.text for chunk in texts("cpu")]
+
+
+def test_a_greedy_step_moves_a_number_per_row_and_no_logits(tmp_path: Path, gpu: Device) -> None:
+    release = publish(tmp_path, "instruct", "llama")
+    engine = release.load(device="cuda").engine
+    assert isinstance(engine, TransformersEngine)
+
+    def num_copies(sampling: Sampling) -> int:
+        generation = engine.generation()
+        generation.ends = set()
+        generation.join([generation.row(at, row, sampling) for at, row in enumerate(PROMPTS)])
+        gpu.syncs.clear()
+        generation.step()
+        return sum(count for place, count in gpu.syncs.items() if "generation" in place)
+
+    assert num_copies(Sampling(8)) < num_copies(Sampling(8, logprobs=1))
+
+
+@pytest.mark.parametrize("kind", ["classification", "instruct"])
+def test_a_replica_follows_its_gpu_and_times_no_precision(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = publish(tmp_path, kind, "llama")
+    precisions = []
+    for name in ("time_texts", "time_steps"):
+        measure = getattr(opening, name)
+        monkeypatch.setattr(
+            opening,
+            name,
+            lambda engine, *rest, measure=measure: (
+                precisions.append(engine.precision) or measure(engine, *rest)
+            ),
+        )
+    with ThreadPoolExecutor(1) as thread:
+        model = open_model(release, AppOptions(releases=("cancer",)), thread, device="cuda")
+    assert model.release.precision == "bf16"
+    assert precisions == (["bf16"] if kind == "classification" else [])
+    budget = model.release.engine.token_budget  # type: ignore[attr-defined]
+    assert budget > AppOptions.model_fields["token_budget"].default

@@ -34,6 +34,8 @@ def functions(capability: tuple[int, int]) -> dict[str, Any]:
         "memory_allocated": 0,
         "max_memory_allocated": 0,
         "memory_reserved": 0,
+        "get_per_process_memory_fraction": 1.0,
+        "set_per_process_memory_fraction": None,
         "max_memory_reserved": 0,
         "reset_peak_memory_stats": None,
     }
