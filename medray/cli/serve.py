@@ -64,10 +64,16 @@ def serve(
     ] = "auto",
     replicas: Annotated[
         int | None,
-        typer.Option(help="replicas per release; by default one per CPU of its share, at most 8"),
+        typer.Option(
+            help="replicas per release; by default one per GPU or CPU of its share, at most 8"
+        ),
     ] = None,
     cpus: Annotated[
         int | None, typer.Option(help="CPUs and threads per replica; by default its share")
+    ] = None,
+    gpus: Annotated[
+        float | None,
+        typer.Option(min=0, help="GPUs per replica; by default one, or a part where there are few"),
     ] = None,
     require_signature: RequireSignature = None,
     storage_path: Storage = "runs",
@@ -81,8 +87,7 @@ def serve(
     out = Output.start(False, quiet)
     cores = len(os.sched_getaffinity(0))
     share = max(1, cores // len(references))
-    # Replicas of one thread give more predictions per second together than one of many threads.
-    replicas = replicas or (max(1, share // cpus) if cpus else min(share, _MAX_REPLICAS))
+    replicas = replicas or _num_replicas(len(references), share // (cpus or 1), gpus)
     raw = {
         "releases": references,
         "storage_path": storage_path
@@ -92,6 +97,7 @@ def serve(
         "engine": engine,
         "replicas": replicas,
         "cpus": cpus or max(1, share // replicas),
+        "gpus": gpus,
         "tokens_file": os.path.abspath(tokens_file) if tokens_file else None,
         "hosts": allowed_hosts or [],
         "open_to_all": open_to_all,
@@ -115,6 +121,16 @@ def serve(
         )
         stop.wait()
         print("stopping", flush=True)
+
+
+def _num_replicas(num_releases: int, most: int, gpus: float | None) -> int:
+    """Return the replicas per release. Those of one thread give more predictions per second
+    together than one of many threads; those on one GPU would only divide its memory."""
+    from medray.runtime.cluster import num_gpus_here
+
+    if gpus != 0 and (num_gpus := num_gpus_here()):
+        most = num_gpus // num_releases
+    return max(1, min(most, _MAX_REPLICAS))
 
 
 def _example(path: str) -> str:

@@ -3,12 +3,13 @@
 import contextlib
 import json
 import logging
+import math
 import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -51,6 +52,7 @@ _PASSED_ON = ("MEDRAY_CACHE", "HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT", "TOKEN
 class Node:
     cpus: float
     gpus: float
+    card: str | None = None  # Ray's name of its GPUs
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,12 @@ class Cluster:
     @property
     def gpus(self) -> float:
         return sum(node.gpus for node in self.nodes)
+
+
+def share_of_gpu(num_processes: int, num_gpus: float) -> float:
+    """Return the GPUs of each process: a whole one where there are enough, else an equal part."""
+    num_sharing = math.ceil(num_processes / num_gpus)
+    return math.floor(10_000 / num_sharing) / 10_000  # Ray counts ten-thousandths
 
 
 @contextmanager
@@ -124,6 +132,15 @@ def exiting_on_sigterm() -> Iterator[None]:
 def is_joining() -> bool:
     """Return whether the environment names a cluster to join."""
     return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def num_gpus_here() -> int:
+    """Return the number of GPUs that Ray would count on this machine."""
+    from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager as Manager
+
+    count = int(Manager.get_current_node_num_accelerators())
+    visible = Manager.get_current_process_visible_accelerator_ids()
+    return count if visible is None else min(count, len(visible))
 
 
 def is_in_folder_of_caller() -> bool:
@@ -188,9 +205,16 @@ def _describe(*, is_joined: bool) -> Cluster:
     import ray
 
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    nodes = tuple(Node(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in resources)
+    nodes = tuple(
+        Node(node.get("CPU", 0.0), node.get("GPU", 0.0), _card(node)) for node in resources
+    )
     address = ray.get_runtime_context().worker.node.webui_url
     return Cluster(nodes, f"http://{address}" if address else None, is_joined)
+
+
+def _card(resources: Mapping[str, float]) -> str | None:
+    prefix = "accelerator_type:"
+    return next((name.removeprefix(prefix) for name in resources if name.startswith(prefix)), None)
 
 
 def _single(num_cpus: int | None) -> None:

@@ -16,127 +16,31 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import ray
 from ray import serve
 from ray.serve.config import HTTPOptions
 from ray.serve.context import _get_global_client
-from ray.serve.schema import LoggingConfig
 
 from medray.client import Client
-from medray.errors import ArtifactError, ConfigError, ServingError
+from medray.errors import ArtifactError, ServingError
 from medray.registry.registry import Registry
 from medray.runtime import cluster, session_files
 from medray.serving import front
 from medray.serving.auth import check_address, is_loopback
-from medray.serving.ingress import Ingress
-from medray.serving.replica import ReleaseReplica
+from medray.serving.deployments import QUIET, Deployments
 from medray.serving.schemas import AppOptions, path_of
-from medray.serving.vllm import ReleaseGroup, groups
 from medray.storage import checkpoint, files
 
 log = logging.getLogger(__name__)
-QUIET = LoggingConfig(enable_access_log=False)  # the audit log has a line per request already
 _POLL_S = 0.2
-_PATHS = ("storage_path", "tokens_file", "require_signature", "audit_log")
 
 
 def build(options: AppOptions) -> serve.Application:
     """Return the application that `serve run`, `serve deploy` and `medray serve` start. At least
     one of its releases must exist."""
-    options = with_whole_paths(options)
-    registry = Registry(options.storage_path)
-    reasons = {reference: _reason(registry, reference) for reference in options.releases}
-    missing = {reference: reason for reference, reason in reasons.items() if reason}
-    if len(missing) == len(reasons):
-        raise ServingError("; ".join(missing.values()))
-    for reason in missing.values():
-        log.warning("%s; the other releases are served, and this one once it exists", reason)
-    if options.require_signature:
-        for reference in reasons.keys() - missing.keys():
-            registry.resolve(reference).check_signature(Path(options.require_signature))
-    parts = groups(registry, options, missing)
-    for group in parts:
-        log.info(
-            "%s: engine %s%s",
-            ", ".join(group.references),
-            group.engine,
-            ", one base shared by its releases" if group.is_shared else "",
-        )
-    deployments: dict[str, serve.Application] = {}
-    for group in parts:
-        deployments |= dict.fromkeys(group.references, _deployment(group, options))
-    ingress = serve.deployment(
-        Ingress,
-        name="Ingress",
-        # The deployments of releases bound their own queues and answer a typed 429.
-        max_ongoing_requests=1000,
-        ray_actor_options={"num_cpus": 0},
-        graceful_shutdown_timeout_s=options.limits.timeout_s,
-        logging_config=QUIET,
-    )
-    return ingress.bind(options, deployments, missing)
-
-
-def with_whole_paths(options: AppOptions) -> AppOptions:
-    """Return the options with absolute paths. Replicas start in other folders, so a relative path
-    would mean another place there."""
-    paths = {
-        name: path for name in _PATHS if (path := getattr(options, name)) and _is_relative(path)
-    }
-    if paths and not cluster.is_in_folder_of_caller():
-        name, path = next(iter(paths.items()))
-        raise ConfigError(
-            (
-                f"{name}: {path}: a relative path has no meaning on a cluster's nodes; write "
-                f"an absolute path, such as /srv/medray/{path}"
-            )
-            + (", or s3://BUCKET/PREFIX" if name == "storage_path" else "")
-        )
-    return options.model_copy(
-        update={name: str(files.absolute(path)) for name, path in paths.items()}
-    )
-
-
-def _is_relative(path: str) -> bool:
-    path = path.removeprefix("file://")
-    return "://" not in path and not Path(path).expanduser().is_absolute()
-
-
-def _reason(registry: Registry, reference: str) -> str | None:
-    """Return why a release cannot be served now, or None if its record and checkpoint exist."""
-    try:
-        registry.resolve(reference).folder()
-    except ArtifactError as err:
-        return str(err)
-    return None
-
-
-def _deployment(group: ReleaseGroup, options: AppOptions) -> serve.Application:
-    """Return the deployment of a group. It has the name of the group's first reference, by which
-    Serve's YAML sets replicas and resources."""
-    limits = options.limits
-    # vLLM is faster with all threads in one replica, so that one gets the CPUs which the replicas
-    # of its releases would have together.
-    is_one = group.engine == "vllm"
-    deployment = serve.deployment(
-        ReleaseReplica,
-        name=group.references[0],
-        num_replicas=1 if is_one else options.replicas,
-        max_ongoing_requests=limits.ongoing_requests,
-        max_queued_requests=limits.queued_requests,
-        health_check_period_s=2,
-        health_check_timeout_s=30,  # a load holds the GIL for seconds
-        graceful_shutdown_timeout_s=limits.timeout_s,
-        ray_actor_options={
-            "num_cpus": options.cpus * options.replicas * len(group.references)
-            if is_one
-            else options.cpus
-        },
-        logging_config=QUIET,
-    )
-    return deployment.bind(group, options)
+    gpus = ray.cluster_resources().get("GPU", 0.0) if ray.is_initialized() else 0.0
+    return Deployments.of(options).application(gpus)
 
 
 def first_path(references: Iterable[str], storage_path: str) -> str | None:
@@ -162,7 +66,7 @@ def serving(
             f"prefix {prefix}: is not a path of letters, digits and . _ ~ -; give one such as "
             "/cancer"
         )
-    application = build(options)
+    deployments = Deployments.of(options)
     # The name is unique, because Serve replaces an application of the same name.
     name = f"medray-{port}-{secrets.token_hex(3)}"
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -190,7 +94,7 @@ def serving(
         else:
             _check_beside(http, host, port, prefix)
         stack.callback(serve.delete, name)  # it drains the replicas
-        _run(application, name, prefix)
+        _run(deployments.application(session.gpus), name, prefix)
         head = ray.get_runtime_context().gcs_address.rpartition(":")[0]
         if session.is_joined and is_loopback(host) and not is_loopback(head):
             log.warning(

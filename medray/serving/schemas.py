@@ -91,13 +91,17 @@ class AppOptions(Section):
     token_budget: int = Field(
         4096,
         ge=1,
-        description="tokens per batch, padding included; a longer text is a batch of its own",
+        description=(
+            "tokens per batch, padding included; a longer text is a batch of its own; a GPU takes "
+            "more by default, by its free memory"
+        ),
     )
     generation_tokens: int = Field(
         16384,
         ge=1,
         description=(
-            "tokens, padding included, that a replica's cache of keys and values holds; more wait"
+            "tokens, padding included, that a replica's cache of keys and values holds; more wait; "
+            "a GPU takes more by default, by its free memory"
         ),
     )
     disclaimer_in_content: bool = Field(
@@ -112,6 +116,14 @@ class AppOptions(Section):
         description="replicas per release, unless its deployment in Serve's YAML sets them",
     )
     cpus: float = Field(1.0, ge=0, description="CPUs and threads per replica")
+    gpus: float | None = Field(
+        None,
+        ge=0,
+        description=(
+            "GPUs per replica; by default one where the cluster has enough, an equal part of one "
+            "where replicas are more, and 0 without GPUs"
+        ),
+    )
     follow_s: float = Field(
         2.0, gt=0, description="seconds between two checks of where an alias points"
     )

@@ -17,6 +17,7 @@ from medray.registry.registry import Registry
 from medray.runtime import cluster as runtime
 from medray.runtime.cluster import Cluster, free_port
 from medray.serving import app
+from medray.serving.deployments import Deployments
 from medray.serving.schemas import AppOptions
 
 
@@ -76,7 +77,8 @@ def test_a_relative_path_becomes_absolute_if_the_caller_works_in_the_folder(
 ) -> None:
     monkeypatch.chdir(storage.parent)
     monkeypatch.setattr(runtime, "is_in_folder_of_caller", lambda: True)
-    assert app.with_whole_paths(options(Path("runs"), "cancer@best")).storage_path == str(storage)
+    deployments = Deployments.of(options(Path("runs"), "cancer@best"))
+    assert deployments.options.storage_path == str(storage)
 
 
 @pytest.mark.ray
