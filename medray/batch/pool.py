@@ -21,9 +21,14 @@ from medray.batch.predictor import Predictor, Work
 from medray.batch.shards import TextColumns
 from medray.data.meter import Heartbeat
 from medray.errors import ConfigError, MedrayError
-from medray.runtime.cluster import Cluster
+from medray.models import architecture, sources
+from medray.registry.registry import Registry
+from medray.runtime.cluster import Cluster, share_of_gpu
+from medray.storage import checkpoint
 
 _MOST_ACTORS_PER_NODE = 8  # by default, since each has the model in memory
+_SMALL = 300_000_000  # weights of a model of which any GPU holds several
+_ACTORS_PER_GPU = 4
 
 
 @dataclass(frozen=True)
@@ -33,11 +38,17 @@ class Pool:
     gpus: float  # per actor
 
     @classmethod
-    def of(cls, cluster: Cluster, actors: int | None, threads: int | None) -> "Pool":
-        """Return one actor per GPU. Without GPUs, return up to 8 actors per node with few threads:
-        they are faster in total than one actor with many threads."""
-        if cluster.gpus:
-            return cls(actors or int(cluster.gpus), threads or 1, 1.0)
+    def of(
+        cls, cluster: Cluster, actors: int | None, threads: int | None, *, per_gpu: int = 1
+    ) -> "Pool":
+        """Return at most `per_gpu` actors per GPU, as many as there are CPUs for. Without GPUs,
+        return up to 8 actors per node with few threads: they are faster in total than one actor
+        with many threads."""
+        if num_gpus := int(cluster.gpus):
+            threads = threads or 1
+            most = max(num_gpus, min(num_gpus * per_gpu, int(cluster.cpus) // threads))
+            actors = actors or most
+            return cls(actors, threads, share_of_gpu(actors, num_gpus))
         if threads is None:
             most = max(int(node.cpus) for node in cluster.nodes)
             threads = max(1, -(-most // _MOST_ACTORS_PER_NODE))
@@ -52,7 +63,8 @@ class Pool:
 
 def predict(plan: BatchPlan, cluster: Cluster, heart: Heartbeat) -> Summary:
     request = plan.request
-    pool = Pool.of(cluster, request.actors, request.threads)
+    per_gpu = actors_per_gpu(plan) if cluster.gpus else 1
+    pool = Pool.of(cluster, request.actors, request.threads, per_gpu=per_gpu)
     with _own_errors():
         heart.stage(driver.render_reading(plan.source))
         row_count = RowCount.of(
@@ -67,6 +79,19 @@ def predict(plan: BatchPlan, cluster: Cluster, heart: Heartbeat) -> Summary:
             threads=pool.threads,
             by=f"with {pool.actors} {'actors' if pool.actors > 1 else 'actor'} of Ray",
         )
+
+
+def actors_per_gpu(plan: BatchPlan) -> int:
+    """Return the actors that share a GPU. With a small model, an actor spends most of its time on
+    tokens while the GPU waits."""
+    release = Registry(plan.request.storage_path).resolve(f"{plan.name}@{plan.version}")
+    model = checkpoint.read(release.folder()).model
+    try:
+        network, _ = architecture.outline(sources.config_dir(model.source, model.revision))
+    except MedrayError:  # of a base model that only the nodes have
+        return 1
+    num_weights = sum(parameter.numel() for parameter in network.parameters())
+    return _ACTORS_PER_GPU if num_weights <= _SMALL else 1
 
 
 def _scans(source: Source, columns: TextColumns, most_characters: int) -> list[pieces.Scan]:
