@@ -101,7 +101,7 @@ def main() -> None:
 
 def one(name: str) -> dict[str, float]:
     from medray.data import dataset as datasets
-    from medray.study.estimate import footprint
+    from medray.study.memory import footprint
     from medray.tasks.base import protocol as tasks
     from medray.tasks.base.language_model import LanguageModelLoss
     from medray.training.material import gather

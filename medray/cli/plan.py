@@ -8,7 +8,7 @@ import typer
 
 from medray.cli.arguments import Configs, load
 from medray.cli.output import Json, Output, Quiet
-from medray.errors import GateError, UsageError
+from medray.errors import GateError, UsageError, suggest
 
 if TYPE_CHECKING:
     from medray.study.estimate import BaseEstimate, StudyEstimate
@@ -35,7 +35,13 @@ def plan(
     cpus: Annotated[
         int | None, typer.Option(min=1, help="CPUs per node; by default this machine's")
     ] = None,
-    gpus: Annotated[int, typer.Option(min=0, help="GPUs per node")] = 0,
+    gpus: Annotated[
+        int | None, typer.Option(min=0, help="GPUs per node; by default 1 with --card, else 0")
+    ] = None,
+    card: Annotated[
+        str | None,
+        typer.Option(help="name of the GPUs, such as A100-80G, for their memory and speed"),
+    ] = None,
     memory_gb: Annotated[
         float | None,
         typer.Option(
@@ -66,6 +72,7 @@ def plan(
     """Estimate a study's memory, parallelism and run time without loading weights."""
     from medray.runtime.cluster import Cluster, Node
     from medray.study.estimate import Speed, estimate
+    from medray.study.gpus import CARDS
 
     out = Output.start(as_json, quiet)
     if tflops and tokens_per_second:
@@ -73,10 +80,15 @@ def plan(
             f"--tflops {tflops:g} and --tokens-per-second {tokens_per_second:g}: give one of the "
             "two"
         )
+    if card is not None and card not in CARDS:
+        raise UsageError(f"--card {card}: is not known; {suggest(card, CARDS)}")
     study = load(arguments)
-    if memory_gb is None and not gpus:
+    gpus = gpus if gpus is not None else int(card is not None)
+    if memory_gb is None and card:
+        memory_gb = CARDS[card].memory_gb
+    elif memory_gb is None and not gpus:
         memory_gb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
-    node = Node(float(cpus or os.cpu_count() or 1), float(gpus))
+    node = Node(float(cpus or os.cpu_count() or 1), float(gpus), card)
     outlook = estimate(
         study,
         Cluster((node,) * nodes, None, is_joined=False),
@@ -84,7 +96,7 @@ def plan(
         speed=Speed(tflops, tokens_per_second),
         num_rows=rows,
     )
-    assumption = _assumption(tflops, tokens_per_second, bool(gpus))
+    assumption = _assumption(tflops, tokens_per_second, card or ("" if gpus else None))
     refusals = _refusals(outlook, max_hours, max_gpu_hours)
     out.result(
         {
@@ -122,7 +134,8 @@ def _refusals(
     ]
 
 
-def _assumption(tflops: float | None, tokens_per_second: float | None, has_gpus: bool) -> str:
+def _assumption(tflops: float | None, tokens_per_second: float | None, card: str | None) -> str:
+    """Return the assumed speed as a sentence. `card` is empty for an unknown GPU."""
     from medray.study.estimate import TFLOPS_OF_A_GPU
 
     if tokens_per_second:
@@ -130,8 +143,10 @@ def _assumption(tflops: float | None, tokens_per_second: float | None, has_gpus:
     if tflops:
         return f"speed: {tflops:g} TFLOP/s per worker"
     remedy = "--tokens-per-second takes the speed in a trial's log"
-    if has_gpus:
-        return f"assumed speed: {TFLOPS_OF_A_GPU:g} TFLOP/s per GPU; {remedy}"
+    if card:
+        return f"assumed speed: that of a {card}, by the base model's width and layers; {remedy}"
+    if card is not None:
+        return f"assumed speed: {TFLOPS_OF_A_GPU:g} TFLOP/s per GPU; --card names it, or {remedy}"
     return f"assumed speed: 0.04 TFLOP/s per CPU in fp32, 0.06 in bf16; {remedy}"
 
 

@@ -253,7 +253,12 @@ class ResourcesConfig(Section):
         description="CPUs and threads per worker; by default chosen for the cluster",
     )
     gpus_per_worker: float | None = Field(
-        None, ge=0, description="GPUs per worker; by default 1 if the cluster has a GPU, else 0"
+        None,
+        ge=0,
+        description=(
+            "GPUs per worker; by default 1 if the cluster has a GPU, or an equal part of one that "
+            "trials of a small base model share; 0 without GPUs"
+        ),
     )
     max_failures: int = Field(
         2,

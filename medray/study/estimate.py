@@ -2,7 +2,6 @@
 weights."""
 
 import math
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,19 +9,20 @@ from medray.config.study import BaseModelConfig, StudyConfig
 from medray.config.trial import TrialConfig
 from medray.data import dataset as datasets
 from medray.data.dataset import Dataset
-from medray.errors import ConfigError
+from medray.errors import ArtifactError, ConfigError
 from medray.models import architecture
-from medray.models.footprint import Batch, Footprint, measure
+from medray.models.families import ENCODERS
+from medray.models.footprint import Footprint
 from medray.models.precision import default_precision
 from medray.runtime.cluster import Cluster
-from medray.study import search
+from medray.study import gpus, search
+from medray.study.gpus import USABLE, BatchSeconds, Card, card_of
+from medray.study.memory import PROCESS, advice, sharded_bytes, step_footprint
 from medray.study.placement import Placement, place
 from medray.study.workload import Workload, measure_workload, num_epochs
 from medray.tasks.base import protocol as tasks
-from medray.tasks.base.protocol import Task, needs_of
+from medray.tasks.base.protocol import Task
 
-PROCESS = 600_000_000  # bytes of a worker without a model: libraries, or the GPU's context
-_USABLE = 0.9  # of the memory; the rest is lost to fragmentation
 TFLOPS_OF_A_GPU = 40.0
 _TFLOPS_OF_A_CPU = {
     "fp32": 0.04,
@@ -109,35 +109,20 @@ def estimate(
     return StudyEstimate(bases, share, study.search.time_s)
 
 
-def footprint(trial: TrialConfig, *, length: int, num_labels: int, answer_tokens: int) -> Footprint:
-    """Return the memory of one worker without sharding."""
-    config, _ = architecture.find(trial.model.source, trial.model.revision)
-    return _footprint(config, trial, length, num_labels, answer_tokens)
-
-
-def _footprint(
-    config: Any,
-    trial: TrialConfig,
-    length: int,
-    num_labels: int,
-    answer_tokens: int,
-    least_rows: int = 1,
-) -> Footprint:
-    num_rows = max(least_rows, trial.train.token_budget // length)
-    batch = Batch(num_rows, length, num_labels, answer_tokens)
-    precision = default_precision(trial.model.precision)  # fp32 for `auto`, which takes more memory
-    return measure(
-        config, trial.model, trial.lora, batch, needs=needs_of(trial.task), precision=precision
-    )
-
-
-def sharded_bytes(whole: Footprint, zero_stage: int | None, num_workers: int) -> int:
-    """Return the bytes per worker when the workers share optimizer state, gradients or weights."""
-    common = (whole.moments if (zero_stage or 0) >= 1 else 0) + (
-        whole.gradients if (zero_stage or 0) >= 2 else 0
-    )
-    common += whole.weights if zero_stage == 3 else 0
-    return whole.peak - common + math.ceil(common / num_workers)
+def trials_per_gpu(trial: TrialConfig, cluster: Cluster) -> int:
+    """Return how many trials of a base model share a GPU of this cluster, by its rows of full
+    length. It is 1 where the GPU is unknown."""
+    card = card_of(cluster)
+    if card is None or trial.resources.gpus_per_worker is not None:
+        return 1
+    try:
+        config, _ = architecture.find(trial.model.source, trial.model.revision)
+    except ArtifactError:  # its trials will fail, with this reason
+        return 1
+    rows = measure_workload(trial, None, None, 1)
+    memory = step_footprint(config, trial, rows.longest, 2, rows.answer_tokens, is_on_gpu=True)
+    seconds = _batch_seconds(trial, rows, memory, config, card)
+    return gpus.trials_per_gpu(card, seconds, PROCESS + memory.peak)
 
 
 def _dataset(study: StudyConfig) -> Dataset:
@@ -163,21 +148,35 @@ def _base(
     trial = study.trial(base)
     config, note = architecture.find(base.source, base.revision)
     rows = measure_workload(trial, dataset, task, num_rows)
-    memory = _footprint(
-        config, trial, rows.longest, rows.num_labels, rows.answer_tokens, rows.least_rows
+    card = card_of(cluster)
+    memory = step_footprint(
+        config,
+        trial,
+        rows.longest,
+        rows.num_labels,
+        rows.answer_tokens,
+        rows.least_rows,
+        is_on_gpu=cluster.gpus > 0 and trial.resources.gpus_per_worker != 0,
     )
+    seconds = _batch_seconds(trial, rows, memory, config, card) if card else None
     num_trials = search.num_trials(study, base)
-    placement = place(trial.resources, cluster, num_trials)
+    per_gpu = trials_per_gpu(trial, cluster)  # as the study itself counts them
+    placement = place(trial.resources, cluster, num_trials, per_gpu=per_gpu)
     workers = placement.least_workers
     worker_bytes = PROCESS + sharded_bytes(memory, trial.train.zero_stage, workers)
     fits, at_once, notes = None, min(placement.num_at_once, num_trials), [note] if note else []
     if memory_bytes:
-        room = int(_USABLE * memory_bytes / worker_bytes)
+        memory_bytes = int(memory_bytes * min(1.0, placement.gpus or 1.0))
+        room = int(USABLE * memory_bytes / worker_bytes)
         fits = room >= 1
         if not placement.gpus:  # workers of a node share its memory
             at_once = min(at_once, max(1, room * len(cluster.nodes) // workers))
         if not fits:
-            notes.append(_advice(config, trial, rows, workers, int(_USABLE * memory_bytes)))
+            notes.append(
+                advice(
+                    config, trial, rows, workers, int(USABLE * memory_bytes), bool(placement.gpus)
+                )
+            )
     return BaseEstimate(
         base.source,
         tuple(notes),
@@ -188,77 +187,58 @@ def _base(
         fits,
         at_once,
         num_trials + search.num_repeats(study),
-        _trial_s(trial, rows, memory, placement, speed),
+        _trial_s(trial, rows, memory, placement, speed, seconds),
+    )
+
+
+def _step_operations(trial: TrialConfig, memory: Footprint) -> float:
+    """Return the operations per weight and token of a step: two in the forward pass, and two more
+    in the backward pass where gradients flow."""
+    again = 2.0 if trial.model.gradient_checkpointing else 0.0
+    return 2.0 + 2.0 * memory.trained_share + again
+
+
+def _batch_tokens(trial: TrialConfig, rows: Workload) -> float:
+    """Return the tokens of a usual micro-batch."""
+    return max(1.0, min(trial.train.token_budget, trial.train.samples_per_step * rows.mean))
+
+
+def _batch_seconds(
+    trial: TrialConfig, rows: Workload, memory: Footprint, config: Any, card: Card
+) -> BatchSeconds:
+    tokens = _batch_tokens(trial, rows)
+    return gpus.batch_seconds(
+        card,
+        memory.num_linear * tokens * _step_operations(trial, memory),
+        width=config.hidden_size,
+        num_layers=config.num_hidden_layers,
+        is_encoder=config.model_type in ENCODERS,
     )
 
 
 def _trial_s(
-    trial: TrialConfig, rows: Workload, memory: Footprint, placement: Placement, speed: Speed
+    trial: TrialConfig,
+    rows: Workload,
+    memory: Footprint,
+    placement: Placement,
+    speed: Speed,
+    seconds: BatchSeconds | None,
 ) -> float:
-    """Estimate the seconds of a trial: two operations per weight in the forward pass, and two more
-    in the backward pass where gradients flow."""
+    """Estimate the seconds of a trial. `seconds` is of a micro-batch on a known GPU."""
     epochs, workers = num_epochs(trial, rows), placement.least_workers
     train_tokens = epochs * rows.num_train * rows.mean
     validation_tokens = epochs * rows.num_validation * rows.mean
-    forward, backward = 2.0, 2.0 * memory.trained_share
-    step = forward + backward + (forward if trial.model.gradient_checkpointing else 0.0)
+    step = _step_operations(trial, memory)
+    tokens = train_tokens + validation_tokens * 2.0 / step
     if speed.tokens_per_s:
-        return (train_tokens + validation_tokens * forward / step) / (speed.tokens_per_s * workers)
+        return tokens / (speed.tokens_per_s * workers)
+    if placement.gpus and seconds and not speed.tflops:
+        num_sharing = round(1 / placement.gpus) if placement.gpus < 1 else 1
+        num_batches = tokens / _batch_tokens(trial, rows)
+        return num_batches * seconds.of_trials(num_sharing) / workers
     tflops = speed.tflops or (
         TFLOPS_OF_A_GPU
         if placement.gpus
         else _TFLOPS_OF_A_CPU[default_precision(trial.model.precision)] * placement.cpus
     )
-    operations = memory.num_linear * (train_tokens * step + validation_tokens * forward)
-    return operations / (tflops * 1e12 * workers)
-
-
-def _advice(config: Any, trial: TrialConfig, rows: Workload, workers: int, room: int) -> str:
-    """Return the fastest settings that fit, as a sentence."""
-    for settings in _smaller(trial, rows, workers):
-        model = trial.model.model_copy(update=_section(settings, "model."))
-        train = trial.train.model_copy(update=_section(settings, "train."))
-        memory = _footprint(
-            config,
-            trial.model_copy(update={"model": model, "train": train}),
-            rows.longest,
-            rows.num_labels,
-            rows.answer_tokens,
-            rows.least_rows,
-        )
-        if (
-            PROCESS
-            + sharded_bytes(
-                memory, train.zero_stage, int(settings.get("resources.num_workers", workers))
-            )
-            <= room
-        ):
-            return "fits with " + " ".join(
-                f"{key}={str(value).lower()}" for key, value in settings.items()
-            )
-    return (
-        "does not fit even with one row per step, gradient checkpointing, 4 bits or eight workers "
-        "that share the weights; lower task.max_length"
-    )
-
-
-def _section(settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    return {
-        key.removeprefix(prefix): value for key, value in settings.items() if key.startswith(prefix)
-    }
-
-
-def _smaller(trial: TrialConfig, rows: Workload, workers: int) -> Iterator[dict[str, Any]]:
-    one_row = {"train.token_budget": rows.longest}
-    yield one_row
-    again = one_row | {"model.gradient_checkpointing": True}
-    yield again
-    if trial.train.zero_stage != 3 and trial.model.quantization == "none":
-        yield again | {"model.quantization": "nf4"}
-    for number in (2, 4, 8):
-        if number > workers:
-            yield again | {
-                "train.strategy": "deepspeed",
-                "train.zero_stage": 3,
-                "resources.num_workers": number,
-            }
+    return memory.num_linear * tokens * step / (tflops * 1e12 * workers)

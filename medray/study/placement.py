@@ -1,13 +1,14 @@
 """Placement of a study's trials on a cluster: the resources of one trial, and the number of
 concurrent trials. It is pure."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from medray.config.trial import ResourcesConfig
 from medray.errors import ConfigError
-from medray.runtime.cluster import Cluster, Node
+from medray.runtime.cluster import Cluster, Node, share_of_gpu
 
 _MOST_PER_NODE = 8  # default limit of trials per node: each has its base model in memory
 
@@ -31,19 +32,23 @@ class Placement:
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
 
 
-def place(resources: ResourcesConfig, cluster: Cluster, num_trials: int) -> Placement:
+def place(
+    resources: ResourcesConfig, cluster: Cluster, num_trials: int, *, per_gpu: int = 1
+) -> Placement:
     """Choose the resources that the settings leave open. Raise where the cluster can never run a
-    trial."""
-    gpus = (
-        resources.gpus_per_worker
-        if resources.gpus_per_worker is not None
-        else float(cluster.gpus >= 1)
-    )
+    trial. Up to `per_gpu` trials share a GPU, where they are more than there are GPUs."""
+    gpus = resources.gpus_per_worker
+    if gpus is None:
+        gpus = float(cluster.gpus >= 1)
+        if gpus and per_gpu > 1 and resources.most_workers == 1:
+            num_cpus = cluster.cpus / cluster.gpus / (resources.cpus_per_worker or 1)
+            num_sharing = min(per_gpu, math.ceil(num_trials / cluster.gpus), int(num_cpus))
+            gpus = share_of_gpu(max(1, num_sharing), 1)
     largest = max((int(node.cpus) for node in cluster.nodes if node.gpus >= gpus), default=0)
     cpus = resources.cpus_per_worker or _share(largest, num_trials * resources.most_workers)
     launcher = resources.launcher
     if launcher == "auto":
-        launcher = "inline" if resources.most_workers == 1 and not gpus else "train"
+        launcher = "inline" if resources.most_workers == 1 and gpus <= 1 else "train"
     num_workers = sum(_num_workers_on(node, cpus, gpus) for node in cluster.nodes)
     num_at_once = num_workers // resources.most_workers or int(
         num_workers >= resources.least_workers
@@ -67,7 +72,8 @@ def _share(cpus: int, num_workers: int) -> int:
 
 
 def _num_workers_on(node: Node, cpus: float, gpus: float) -> int:
-    return int(min(node.cpus // cpus, node.gpus // gpus if gpus else float("inf")))
+    most = min(node.cpus / cpus, node.gpus / gpus if gpus else math.inf)
+    return int(most + 1e-9)  # 1 / 0.1 is less than 10 in parts of two
 
 
 def _show(nodes: Sequence[Node]) -> str:

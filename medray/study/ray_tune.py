@@ -54,8 +54,9 @@ def call(
 
     # Without GPUs, Ray runs the next call in the same process, whose imports are then complete.
     def call_and_free(*values: Any) -> Any:
-        from medray.training.worker import give_memory_back
+        from medray.training.worker import give_memory_back, limit_memory
 
+        limit_memory(placement.gpus)
         try:
             return function(*values)
         finally:

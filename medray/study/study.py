@@ -3,7 +3,7 @@ published."""
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -67,8 +67,13 @@ def run(
         if not run.is_finished():
             if len(cluster.nodes) > 1:
                 preflight.check_folder_on_nodes(run.folder)
-            place_trial = partial(_place, cluster=cluster, num_trials=most_trials(study))
             configs = [study.trial(base) for base in study.base_models]
+            place_trial = partial(
+                _place,
+                cluster=cluster,
+                num_trials=most_trials(study),
+                per_gpu=_trials_per_gpu(configs, cluster),
+            )
             placements = list(map(place_trial, configs))
             materials = prepare(study, run, watcher)
             plan = Search(
@@ -265,8 +270,20 @@ def _in_order(candidates: Sequence[Contender], names: Sequence[str]) -> list[Con
     return [by_name[name] for name in names if name in by_name]
 
 
-def _place(config: TrialConfig, cluster: Cluster, num_trials: int) -> Placement:
-    return place(config.resources, cluster, num_trials)
+def _place(
+    config: TrialConfig, cluster: Cluster, num_trials: int, per_gpu: Mapping[str, int]
+) -> Placement:
+    most = per_gpu.get(config.model.source, 1)
+    return place(config.resources, cluster, num_trials, per_gpu=most)
+
+
+def _trials_per_gpu(configs: Sequence[TrialConfig], cluster: Cluster) -> dict[str, int]:
+    """Return how many trials of each base model share a GPU."""
+    if not cluster.gpus:
+        return {}
+    from medray.study.estimate import trials_per_gpu  # takes a step without contents
+
+    return {config.model.source: trials_per_gpu(config, cluster) for config in configs}
 
 
 def _check_every_base_model(study: StudyConfig, board: Leaderboard) -> None:

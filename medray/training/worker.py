@@ -39,6 +39,7 @@ def run(assignment: Assignment, report: Callable[[dict[str, Any]], None], *, nod
     """
     folder = Path(assignment.folder)
     config = validate(TrialConfig, assignment.config, where=f"trial {assignment.trial}")
+    limit_memory(config.resources.gpus_per_worker or 0.0)
     with TrialLog(folder):
         log.info(
             "%d worker(s) on %s", distributed.world_size(), ", ".join(distributed.gather([node]))
@@ -97,6 +98,13 @@ def _train(desk: WorkerDesk, number: int, assignment: Assignment, node: str) -> 
     else:
         if distributed.rank() == 0:
             desk.finish(number)
+
+
+def limit_memory(gpus: float) -> None:
+    """Bound this process to its part of a GPU's memory, so that it cannot take another's. A trial
+    that needs more halves its token budget."""
+    if gpus and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gpus))
 
 
 def give_memory_back() -> None:
