@@ -101,7 +101,7 @@ PAGES_THAT_TRAIN = [
 
 @pytest.mark.slow
 @pytest.mark.tutorial
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(900)  # .ci/run grants its last slow test as much
 @pytest.mark.parametrize("page", PAGES_THAT_TRAIN, ids=lambda page: page.stem)
 def test_the_blocks_of_a_page_that_trains_run_in_order(page: Path, tmp_path: Path) -> None:
     for name in (".venv", "jobs", "serve_configs"):

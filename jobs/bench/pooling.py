@@ -19,8 +19,9 @@ from seeds import mean_with_interval
 from medray.config.load import load_study
 from medray.config.study import StudyConfig
 from medray.data.dataset import Dataset
-from medray.evaluation import leaderboard
-from medray.evaluation.leaderboard import Entry
+from medray.evaluation import bootstrap, leaderboard
+from medray.evaluation.bootstrap import Comparison
+from medray.evaluation.leaderboard import Contender, Entry
 from medray.registry.loading import load
 from medray.registry.predictions import read_predictions
 from medray.runtime.cluster import Cluster, Node
@@ -51,8 +52,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             seeds = (f"seed={seed}", f"data.split.seed={seed}", f"storage_path={folder}")
             study = load_study([args.study], [*args.settings, *seeds])
-            metric, entries = test(study, Path(folder))
-        for entry in entries:
+            metric, contenders = test(study, Path(folder))
+        for entry in (contender.entry for contender in contenders):
             spread = entry.test_interval
             interval = f" [{spread.low:.3f} to {spread.high:.3f}]" if spread else ""
             figures[entry.name].append(entry.test[metric])
@@ -61,8 +62,13 @@ def main() -> None:
                 f"{entry.validation[metric]:.4f}  test {entry.test[metric]:.4f}{interval}",
                 flush=True,
             )
-        for name, difference in compare(entries, metric).items():
-            differences[name].append(difference)
+        for name, pair in compare(contenders, metric).items():
+            differences[name].append(100 * pair.difference)
+            print(
+                f"seed {seed}  {name:50} {100 * pair.difference:+.2f} points of test {metric} "
+                f"[{100 * pair.low:+.2f} to {100 * pair.high:+.2f}]",
+                flush=True,
+            )
     print(f"\ntest figures of {args.seeds} seed(s): mean (lowest to highest)")
     for name, values in figures.items():
         mean = statistics.mean(values)
@@ -72,20 +78,21 @@ def main() -> None:
         print(f"{name:50} {mean_with_interval(values)}")
 
 
-def compare(entries: Sequence[Entry], metric: str) -> dict[str, float]:
-    """Return differences between test figures in points: of the two heads, and of each to the
-    baseline that is best on validation rows."""
-    baselines = [entry for entry in entries if entry.kind == "reference"]
-    best = leaderboard.rank(baselines, metric)[0].test[metric]
-    token, mean = (entry.test[metric] for entry in entries if entry.kind == "trial")
+def compare(contenders: Sequence[Contender], metric: str) -> dict[str, Comparison]:
+    """Compare the two heads, and each with the best baseline on validation rows, on the same test
+    rows."""
+    baselines = [one.entry for one in contenders if one.entry.kind == "reference"]
+    name = leaderboard.rank(baselines, metric)[0].name
+    best = next(one.test for one in contenders if one.entry.name == name)
+    token, mean = (one.test for one in contenders if one.entry.kind == "trial")
     return {
-        "mean - token": 100 * (mean - token),
-        "token - best baseline": 100 * (token - best),
-        "mean - best baseline": 100 * (mean - best),
+        "mean - token": bootstrap.compare(mean, token, metric),
+        "token - best baseline": bootstrap.compare(token, best, metric),
+        "mean - best baseline": bootstrap.compare(mean, best, metric),
     }
 
 
-def test(study: StudyConfig, folder: Path) -> tuple[str, list[Entry]]:
+def test(study: StudyConfig, folder: Path) -> tuple[str, list[Contender]]:
     """Return the metric, and models and baselines with their figures on a split's test rows."""
     materials = Materials(study, folder / "prepared", lambda audit: None)
     dataset, task = materials.dataset(study.data), materials.task
@@ -97,7 +104,7 @@ def test(study: StudyConfig, folder: Path) -> tuple[str, list[Entry]]:
     candidates = references.baseline_candidates(task, dataset, test_rows, encoder)
     candidates += [train(study, dataset, folder, pooling) for pooling in POOLINGS]
     rows = LabeledRows(list(dataset.validation), list(dataset.open_test(folder, "bench").examples))
-    return metric, [rows.score(candidate, metric).entry for candidate in candidates]
+    return metric, [rows.score(candidate, metric) for candidate in candidates]
 
 
 def train(study: StudyConfig, dataset: Dataset, folder: Path, pooling: str) -> Candidate:

@@ -16,7 +16,12 @@ LIMIT_S = 80 * 60  # of a whole run of .ci/run
 
 
 def items(*names: str) -> list[Any]:
-    return [SimpleNamespace(nodeid=name) for name in names]
+    def item(name: str) -> SimpleNamespace:
+        return SimpleNamespace(
+            nodeid=name, get_closest_marker=lambda mark: mark == "tutorial" and "page" in name
+        )
+
+    return [item(name) for name in names]
 
 
 def files(tests: Sequence[Any]) -> list[str]:
@@ -34,6 +39,19 @@ def test_each_file_begins_on_one_day_and_stays_whole() -> None:
         "a.py::1",
         "a.py::2",
     ]
+
+
+def test_each_day_begins_with_another_page_that_trains_and_leaves_out_the_others() -> None:
+    tests = items("a.py::1", "b.py::page 1", "b.py::page 2", "b.py::1")
+    names = [[item.nodeid for item in time_budget.of_day(tests, day)] for day in range(3)]
+    assert names[0] == ["b.py::page 1", "a.py::1", "b.py::1"]
+    assert names[1] == ["b.py::page 2", "b.py::1", "a.py::1"]
+    assert names[2] == names[0]
+    budget, lines = time_budget.Budget(60), []
+    budget.pytest_collection_modifyitems(tests)
+    assert len(tests) == 3
+    budget.pytest_terminal_summary(SimpleNamespace(write_line=lines.append))
+    assert lines == ["left out for lack of time: b.py (1)"]
 
 
 def test_tests_after_the_budget_are_left_out_and_named() -> None:
