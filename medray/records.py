@@ -70,6 +70,15 @@ class AnswerCalibrationRecord(Section):
     abstention: dict[str, AbstentionRecord] = {}
 
 
+class TextCalibrationRecord(Section):
+    """The chance that a generated answer is right: a logistic curve of its tokens'
+    log-probabilities."""
+
+    intercept: float
+    mean: float  # weight of the mean log-probability
+    least: float  # weight of the lowest one
+
+
 class CalibrationRecord(Section):
     """The calibration that a release applies to each prediction, fitted on validation rows. The
     defaults change nothing."""
@@ -79,6 +88,7 @@ class CalibrationRecord(Section):
     abstention: AbstentionRecord | None = None
     num_rows: int = 0  # of the fit
     answers: AnswerCalibrationRecord | None = None  # None: no answers to typed questions
+    texts: TextCalibrationRecord | None = None  # None: generated answers have no confidence
 
 
 AS_IT_IS = CalibrationRecord()

@@ -189,19 +189,6 @@ EXCEPTIONS = (
         "not kept: these models have not been trained; the study reports both accuracies with "
         "intervals",
     ),
-    Row(
-        "004",
-        "for the future: sources are cited",
-        "",
-        "not kept: nothing looks up a source, and one that a model makes up is worse than none",
-    ),
-    Row(
-        "004",
-        "for the future: more languages",
-        "`flag_unlike_training`",
-        "not kept: refusals and safety pairs are English; a text in another language than the "
-        "training's is flagged",
-    ),
 )
 
 

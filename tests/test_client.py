@@ -4,12 +4,16 @@ import asyncio
 import subprocess
 import sys
 import threading
+from collections.abc import Generator
 
 import pytest
 from support import fake_service
 
 from medray.client import (
+    ChatReply,
     ChoiceAnswer,
+    Citation,
+    Citations,
     Client,
     LabelAnswer,
     MentionAnswer,
@@ -69,6 +73,36 @@ def test_decisions_are_read_with_the_fields_of_their_type() -> None:
         ("fever", True, 0.9),
     ]
     assert [one.abstained for one in unclear.answers] == [True]
+
+
+def test_a_client_reads_citations_of_every_route() -> None:
+    text = "A child coughs. It is asthma."
+    with fake_service.running(fake_service.api(fake_service.Service())) as url:
+        client = Client(url)
+        turns = [{"role": "user", "content": text}]
+        choice = client.choose([text, "none"], model="symptoms@best", citations=True)
+        own = [
+            *(one.citations for one in choice.predictions),
+            client.classify([text], model="cancer", citations=True).predictions[0].citations,
+            client.decide(text, model="cancer@best", citations=True).answers[0].citations,
+            client.chat(turns, model="adviser@best", citations=True).citations,
+            reply(client.stream(turns, model="adviser@best", citations=True)).citations,
+        ]
+        plain = client.chat(turns, model="adviser@best")
+        assert (plain.citations, plain.confidence, plain.abstained) == (None, 0.41, True)
+        assert client.choose([text], model="symptoms@best").predictions[0].citations is None
+    sentence = Citation(start=16, end=29, text="It is asthma.", effect=1.5)
+    assert own.pop(1) == Citations()
+    assert own == [Citations(sentences=(sentence,), sufficiency=-0.01, comprehensiveness=0.25)] * 5
+
+
+def reply(pieces: Generator[str, None, ChatReply]) -> ChatReply:
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            whole: ChatReply = end.value
+            return whole
 
 
 def test_a_release_without_questions_is_named() -> None:

@@ -21,7 +21,7 @@ from medray.errors import ArtifactError, ConfigError
 from medray.errors.redaction import redact
 from medray.evaluation.calibration import is_multi_label
 from medray.storage.store import Store
-from medray.tasks.base.protocol import QuestionTask, Task
+from medray.tasks.base.protocol import QuestionTask, Task, has_confident_texts
 from medray.text.csv_text import write_table
 from medray.types import Prediction, QuestionAnswer
 
@@ -247,6 +247,10 @@ def tabulate(
         columns["text"] = [row.text for row in predictions]
         columns["mentions"] = [[asdict(mention) for mention in row.mentions] for row in predictions]
         fields += [("text", pa.string()), ("mentions", pa.list_(_MENTION))]
+        if has_confident_texts(task):
+            columns["confidence"] = [row.confidence for row in predictions]
+            columns["abstained"] = [row.abstained for row in predictions]
+            fields += [("confidence", pa.float64()), ("abstained", pa.bool_())]
     return pa.table(columns, schema=pa.schema(fields, metadata=metadata))
 
 

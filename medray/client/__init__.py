@@ -10,12 +10,21 @@ from dataclasses import dataclass, field
 from http.client import HTTPException
 from typing import Any, Generic, TypeVar
 
-from medray.client.answers import ChoiceAnswer, LabelAnswer, MentionAnswer, MentionsAnswer
+from medray.client.answers import (
+    ChoiceAnswer,
+    Citation,
+    Citations,
+    LabelAnswer,
+    MentionAnswer,
+    MentionsAnswer,
+)
 from medray.errors import ServingError
 
 __all__ = [
     "ChatReply",
     "ChoiceAnswer",
+    "Citation",
+    "Citations",
     "Client",
     "DecisionAnswer",
     "DecisionReply",
@@ -42,6 +51,7 @@ class DecisionAnswer:
     score: float | None = None  # the expected level
     confidence: float | None = None  # how concentrated the probabilities are
     probabilities: Mapping[str | bool, float] = field(default_factory=dict)
+    citations: Citations | None = None  # if requested, and not abstained
 
     @property
     def abstained(self) -> bool:
@@ -92,6 +102,9 @@ class ChatReply:
     finish: str
     prompt_tokens: int
     completion_tokens: int
+    citations: Citations | None = None  # if requested
+    confidence: float | None = None  # the calibrated chance that the answer is right
+    abstained: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,22 +113,39 @@ class Client:
     token: str | None = None
     timeout_s: float = 30.0
 
-    def classify(self, texts: Sequence[str], *, model: str | None = None) -> Reply[LabelAnswer]:
+    def classify(
+        self, texts: Sequence[str], *, model: str | None = None, citations: bool = False
+    ) -> Reply[LabelAnswer]:
         return self._predict(
-            "/v1/classify", texts, model, lambda answer: LabelAnswer(**_with_tuples(answer))
+            "/v1/classify",
+            texts,
+            model,
+            lambda answer: LabelAnswer(**_fields(answer)),
+            citations=citations,
         )
 
-    def choose(self, texts: Sequence[str], *, model: str | None = None) -> Reply[ChoiceAnswer]:
+    def choose(
+        self, texts: Sequence[str], *, model: str | None = None, citations: bool = False
+    ) -> Reply[ChoiceAnswer]:
         """Return one of a closed set of labels per text, and the ranking of all of them."""
         return self._predict(
-            "/v1/choose", texts, model, lambda answer: ChoiceAnswer(**_with_tuples(answer))
+            "/v1/choose",
+            texts,
+            model,
+            lambda answer: ChoiceAnswer(**_fields(answer)),
+            citations=citations,
         )
 
     def extract(self, texts: Sequence[str], *, model: str | None = None) -> Reply[MentionsAnswer]:
         return self._predict("/v1/extract", texts, model, _mentions)
 
     def decide(
-        self, text: str, questions: Questions = (), *, model: str | None = None
+        self,
+        text: str,
+        questions: Questions = (),
+        *,
+        model: str | None = None,
+        citations: bool = False,
     ) -> DecisionReply:
         """Answer typed questions about a text. They have the form of `/v1/decisions`; by default
         they are those that the release was trained for."""
@@ -125,6 +155,7 @@ class Client:
                 "input": text,
                 "questions": list(questions or self.questions(model)),
                 **({"model": model} if model else {}),
+                **({"citations": True} if citations else {}),
             },
         )
         return DecisionReply(
@@ -147,7 +178,7 @@ class Client:
 
     def chat(self, messages: Messages, *, model: str | None = None, **settings: Any) -> ChatReply:
         """Return the answer to the last message. The settings are the route's: max_tokens,
-        temperature, top_p, seed, stop."""
+        temperature, top_p, seed, stop, citations."""
         body = self._call(
             _CHAT, {"messages": list(messages), **settings, **({"model": model} if model else {})}
         )
@@ -198,8 +229,10 @@ class Client:
         texts: Sequence[str],
         model: str | None,
         parse: Callable[[dict[str, Any]], Answer],
+        **settings: Any,
     ) -> Reply[Answer]:
-        body = self._call(path, {"inputs": list(texts), **({"model": model} if model else {})})
+        fields = {"inputs": list(texts), "model": model, **settings}
+        body = self._call(path, {name: value for name, value in fields.items() if value})
         return Reply(
             body["release"],
             body["version"],
@@ -239,10 +272,18 @@ class Client:
             ) from None
 
 
-def _with_tuples(answer: Mapping[str, Any]) -> dict[str, Any]:
-    return {
+def _fields(answer: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {
         name: tuple(value) if isinstance(value, list) else value for name, value in answer.items()
     }
+    return {**fields, "citations": _citations(answer)}
+
+
+def _citations(body: Mapping[str, Any]) -> Citations | None:
+    if (fields := body.get("citations")) is None:
+        return None
+    sentences = tuple(Citation(**sentence) for sentence in fields["sentences"])
+    return Citations(**{**fields, "sentences": sentences})
 
 
 def _mentions(answer: Mapping[str, Any]) -> MentionsAnswer:
@@ -256,7 +297,8 @@ def _decision(answer: Mapping[str, Any]) -> DecisionAnswer:
         one["label"] if "label" in one else one["value"]: one["probability"]
         for one in answer.get("probabilities", ())
     }
-    return DecisionAnswer(**{**answer, "probabilities": probabilities})
+    changes = {"probabilities": probabilities, "citations": _citations(answer)}
+    return DecisionAnswer(**{**answer, **changes})
 
 
 def _chat_reply(
@@ -268,6 +310,9 @@ def _chat_reply(
         finish=finish,
         prompt_tokens=usage["prompt_tokens"],
         completion_tokens=usage["completion_tokens"],
+        citations=_citations(body),
+        confidence=body.get("confidence"),
+        abstained=bool(body.get("abstained")),
         **fields,
     )
 

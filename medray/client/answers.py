@@ -7,6 +7,53 @@ from typing import ClassVar
 
 
 @dataclass(frozen=True, kw_only=True)
+class Citation:
+    """A sentence on which an answer rests: `text[start:end]` of the text in the request."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    start: int
+    end: int
+    text: str
+    effect: float = field(
+        metadata={"description": "by how much the log-odds of the answer fall without the sentence"}
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Citations:
+    """The sentences on which an answer rests, and how far they carry it. The probability of a
+    generated answer is the mean one of its tokens."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    sentences: tuple[Citation, ...] = field(
+        default=(),
+        metadata={
+            "description": "the strongest first; none where the answer rests on no single sentence"
+        },
+    )
+    sufficiency: float | None = field(
+        default=None,
+        metadata={
+            "description": (
+                "probability of the answer minus that with these sentences and the questions of "
+                "the text alone; 0 or less if they suffice"
+            )
+        },
+    )
+    comprehensiveness: float | None = field(
+        default=None,
+        metadata={
+            "description": (
+                "probability of the answer minus that without these sentences; the higher, the "
+                "more the answer rests on them"
+            )
+        },
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelAnswer:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -27,6 +74,9 @@ class LabelAnswer:
         metadata={"description": "true where the confidence is below the release's threshold"},
     )
     probabilities: dict[str, float]
+    citations: Citations | None = field(
+        default=None, metadata={"description": "set if the request asks for citations"}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +98,9 @@ class ChoiceAnswer:
         metadata={"description": "all labels, the most probable one first"}
     )
     probabilities: dict[str, float]
+    citations: Citations | None = field(
+        default=None, metadata={"description": "set if the request asks for citations"}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

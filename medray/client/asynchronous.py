@@ -46,14 +46,16 @@ class AsyncClient:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def classify(
-        self, texts: Sequence[str], *, model: str | None = None
+        self, texts: Sequence[str], *, model: str | None = None, citations: bool = False
     ) -> Reply[LabelAnswer]:
-        return await self._wait(lambda: self.client.classify(texts, model=model))
+        return await self._wait(
+            lambda: self.client.classify(texts, model=model, citations=citations)
+        )
 
     async def choose(
-        self, texts: Sequence[str], *, model: str | None = None
+        self, texts: Sequence[str], *, model: str | None = None, citations: bool = False
     ) -> Reply[ChoiceAnswer]:
-        return await self._wait(lambda: self.client.choose(texts, model=model))
+        return await self._wait(lambda: self.client.choose(texts, model=model, citations=citations))
 
     async def extract(
         self, texts: Sequence[str], *, model: str | None = None
@@ -61,9 +63,16 @@ class AsyncClient:
         return await self._wait(lambda: self.client.extract(texts, model=model))
 
     async def decide(
-        self, text: str, questions: Questions = (), *, model: str | None = None
+        self,
+        text: str,
+        questions: Questions = (),
+        *,
+        model: str | None = None,
+        citations: bool = False,
     ) -> DecisionReply:
-        return await self._wait(lambda: self.client.decide(text, questions, model=model))
+        return await self._wait(
+            lambda: self.client.decide(text, questions, model=model, citations=citations)
+        )
 
     async def questions(self, model: str | None = None) -> list[dict[str, Any]]:
         return await self._wait(lambda: self.client.questions(model))

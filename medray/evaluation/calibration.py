@@ -4,7 +4,7 @@ Both are fitted on validation rows and applied everywhere. Pure numpy: each func
 probabilities and truth of any task, with one label per row or any number of labels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -13,7 +13,12 @@ import numpy.typing as npt
 
 from medray.evaluation.bootstrap import share_bound
 from medray.evaluation.metrics import log_loss
-from medray.records import AbstentionRecord, AnswerCalibrationRecord, CalibrationRecord
+from medray.records import (
+    AbstentionRecord,
+    AnswerCalibrationRecord,
+    CalibrationRecord,
+    TextCalibrationRecord,
+)
 from medray.types import Bools, Floats, Head, Prediction, QuestionAnswer
 
 _TINY = float(np.finfo(np.float64).tiny)
@@ -21,6 +26,7 @@ _FLAT, _STEEP = 20.0, 0.05  # the range of temperatures
 # A temperature must gain this much log-likelihood: it makes the rows twenty times as likely.
 _LEAST_GAIN = 3.0
 PRIOR_ROWS = 50  # docs/lab-notes.md has the measurements behind this number
+MEAN, LEAST = "mean_logprob", "least_logprob"  # of a text's tokens, in figures of a prediction
 _STEPS = 50  # the number of coverages to choose the threshold from
 
 
@@ -37,7 +43,7 @@ def calibrate(
     task: LabelTask, record: CalibrationRecord, predictions: Sequence[Prediction]
 ) -> list[Prediction]:
     """Return the predictions with calibrated probabilities, confidences and abstentions.
-    Predictions without labels or answers, such as texts, do not change.
+    A text has a confidence where the release's task can grade answers. Mentions do not change.
 
     The task decides the labels from the model's own probabilities. Calibration changes
     confidences, never labels."""
@@ -47,6 +53,8 @@ def calibrate(
             replace(row, answers=tuple(_calibrate_answer(answers, each) for each in row.answers))
             for row in predictions
         ]
+    if record.texts and predictions and not task.labels:
+        return [_calibrate_text(record, record.texts, row) for row in predictions]
     if not predictions or not task.labels:
         return list(predictions)
     predicted_labels = np.array(
@@ -79,9 +87,28 @@ def _calibrate_answer(record: AnswerCalibrationRecord, answer: QuestionAnswer) -
         answer,
         probabilities=tuple(probabilities.tolist()),
         confidence=sure,
-        abstained=rule is not None and (rule.threshold is None or sure < rule.threshold),
+        abstained=_abstains(rule, sure),
         threshold=rule.threshold if rule else None,
     )
+
+
+def _calibrate_text(
+    record: CalibrationRecord, curve: TextCalibrationRecord, row: Prediction
+) -> Prediction:
+    if MEAN not in row.figures:  # a refusal
+        return row
+    sure = text_confidence(curve, row.figures)
+    return replace(row, confidence=sure, abstained=_abstains(record.abstention, sure))
+
+
+def _abstains(rule: AbstentionRecord | None, sure: float) -> bool:
+    return rule is not None and (rule.threshold is None or sure < rule.threshold)
+
+
+def text_confidence(curve: TextCalibrationRecord, figures: Mapping[str, float]) -> float:
+    """Return the chance that a generated answer is right."""
+    odds = curve.intercept + curve.mean * figures[MEAN] + curve.least * figures[LEAST]
+    return float(np.exp(-np.logaddexp(0.0, -odds)))
 
 
 def is_multi_label(task: LabelTask) -> bool:

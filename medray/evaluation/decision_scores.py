@@ -78,14 +78,12 @@ def _counts(shares: Floats, answer: QuestionAnswer, question: Question) -> dict[
     truth = question.values[int(shares.argmax())]
     at = question.values.index(answer.value)
     hit = float(truth == answer.value)
-    place = min(int(probabilities[at] * NUM_BINS), NUM_BINS - 1)
     counts = {
         "questions": 1.0,
         "hits": hit,
         "log loss": float(-(shares * np.log(np.clip(probabilities, _LEAST, 1.0))).sum()),
         "brier": float(((probabilities - shares) ** 2).sum()),
-        f"confidence {place}": float(probabilities[at]),
-        f"hits {place}": hit,
+        **bin_counts(float(probabilities[at]), hit),
         f"{_TRUE} {truth}": 1.0,
         f"{_PREDICTIONS} {answer.value}": 1.0,
     }
@@ -172,12 +170,24 @@ def _f1(sums: Sums, name: str, values: Sequence[str]) -> Floats:
     return Counts(hits, true, predictions).average("f1_macro")
 
 
-def _ece(sums: Sums, groups: Sequence[str]) -> Floats:
+def bin_counts(confidence: float, hit: float) -> dict[str, float]:
+    """Return the counts of an answer for its expected calibration error."""
+    place = min(int(confidence * NUM_BINS), NUM_BINS - 1)
+    return {f"confidence {place}": confidence, f"hits {place}": hit}
+
+
+def calibration_error(total: Callable[[str], Floats], num_answers: Floats) -> Floats:
+    """Return the expected calibration error, from sums of `bin_counts`."""
     gaps = [
-        np.abs(_total(sums, groups, f"confidence {place}") - _total(sums, groups, f"hits {place}"))
-        for place in range(NUM_BINS)
+        np.abs(total(f"confidence {place}") - total(f"hits {place}")) for place in range(NUM_BINS)
     ]
-    return ratio(np.sum(gaps, axis=0), _total(sums, groups, "questions"))
+    return ratio(np.sum(gaps, axis=0), num_answers)
+
+
+def _ece(sums: Sums, groups: Sequence[str]) -> Floats:
+    return calibration_error(
+        lambda what: _total(sums, groups, what), _total(sums, groups, "questions")
+    )
 
 
 def _kappa(sums: Sums, name: str) -> Floats:

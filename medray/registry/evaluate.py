@@ -27,7 +27,7 @@ from medray.registry.registry import Registry
 from medray.storage import checkpoint
 from medray.storage.checkpoint import Manifest
 from medray.tasks.base import protocol as tasks
-from medray.tasks.base.protocol import QuestionTask, Task
+from medray.tasks.base.protocol import Calibrated, Task
 from medray.types import Engine, Example, Prediction
 
 EvaluationSplit = Literal["test", "validation", "all"]
@@ -175,10 +175,10 @@ def _evaluate(
 def _calibrate_answers(
     task: Task, calibration: CalibrationRecord, predictions: Sequence[Prediction]
 ) -> Sequence[Prediction]:
-    """Calibrate answers to typed questions, since their figures include abstentions. Other figures
-    are those before calibration."""
+    """Calibrate texts and answers to typed questions, since their figures include abstentions.
+    Other figures are those before calibration."""
     return (
-        calibrate(task, calibration, predictions) if isinstance(task, QuestionTask) else predictions
+        predictions if isinstance(task, Calibrated) else calibrate(task, calibration, predictions)
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
+from medray.client.answers import Citations
 from medray.config.trial import Precision, TrialConfig
 from medray.data import frames
 from medray.data.minhash import RowHashes
@@ -26,9 +27,19 @@ from medray.records import AS_IT_IS, CalibrationRecord
 from medray.registry.explanation import Explanation, explain
 from medray.storage import checkpoint, files
 from medray.storage.checkpoint import Manifest, Probe
-from medray.tasks.base.protocol import Task, restore
+from medray.tasks.base import citations
+from medray.tasks.base.protocol import Calibrated, Chatting, Task, restore
 from medray.tasks.base.questions import Decisions, QuestionError, decide, questions_of
-from medray.types import Engine, Example, Floats, Head, Prediction, Question
+from medray.types import (
+    Engine,
+    Example,
+    Floats,
+    Head,
+    Message,
+    Prediction,
+    Question,
+    QuestionAnswer,
+)
 
 if TYPE_CHECKING:
     from medray.registry.release import Release
@@ -94,7 +105,9 @@ class LoadedRelease:
 
         The inputs are texts, examples, or a table such as a DataFrame, whose column `text` holds
         the texts. Without `text`, its name decides, as for `medray predict`."""
-        examples = _examples(inputs, text)
+        return self._predict(_examples(inputs, text))
+
+    def _predict(self, examples: Sequence[Example]) -> list[Prediction]:
         return calibrate(self.task, self.calibration, self.task.predict(self.engine, examples))
 
     def predict_proba(self, inputs: Any, *, text: str | None = None) -> Floats:
@@ -125,7 +138,31 @@ class LoadedRelease:
             raise ArtifactError(f"{self.reference}: is no release; publish the checkpoint first")
         return self.release
 
-    def decide(self, text: str, questions: Sequence[Question] = ()) -> Decisions:
+    def cite(
+        self, text: str, prediction: Prediction, *, most_sentences: int | None = None
+    ) -> Citations:
+        """Return the sentences of a text on which its prediction rests. The model reads the text
+        again without each sentence, of which there are at most `most_sentences`."""
+        if isinstance(self.task, Calibrated):
+            attribution = citations.of_labels(self.task, self._predict, text, prediction)
+        elif isinstance(self.task, Chatting):
+            talker, tokenizer = self.task, self.engine.tokenizer
+            attribution = citations.of_reply(
+                (Message("user", text),),
+                talker.answer(prediction.text, tokenizer),
+                lambda turns: talker.prompt(turns, tokenizer, talker.options.max_new_tokens),
+                self.engine.score,
+            )
+        else:
+            raise ConfigError(
+                f"{self.reference}: predictions of task {self.task.options.name} have no "
+                "citations; ask `decide` for those of answers to typed questions"
+            )
+        return attribution.cite(most_sentences)[0]
+
+    def decide(
+        self, text: str, questions: Sequence[Question] = (), *, with_citations: bool = False
+    ) -> Decisions:
         """Answer typed questions about a text, by default those that the release was trained
         for."""
         questions = questions or questions_of(self.task)
@@ -133,7 +170,24 @@ class LoadedRelease:
             raise QuestionError(
                 f"{self.reference}: it answers no questions; use a release with labels"
             )
-        return decide(self.task, self.calibration, self.predict, text, questions)
+        (decisions,) = decide(self.task, self.calibration, self._predict, [text], questions)
+        if not with_citations:
+            return decisions
+        return replace(decisions, citations=self.cite_answers(text, questions, decisions.answers))
+
+    def cite_answers(
+        self,
+        text: str,
+        questions: Sequence[Question],
+        answers: Sequence[QuestionAnswer],
+        *,
+        most_sentences: int | None = None,
+    ) -> tuple[Citations, ...]:
+        """Return the sentences on which each answer of `decide` rests."""
+        attribution = citations.of_questions(
+            self.task, self.calibration, self._predict, text, questions, answers
+        )
+        return tuple(attribution.cite(most_sentences))
 
     def in_precision(
         self, precision: Precision, *, token_budget: int | None = None

@@ -9,7 +9,13 @@ import numpy as np
 
 from medray.config.study import CalibrationConfig
 from medray.errors import ArtifactError, ConfigError
-from medray.evaluation import answer_calibration, calibration, diagnose, question_analysis
+from medray.evaluation import (
+    answer_calibration,
+    calibration,
+    diagnose,
+    question_analysis,
+    text_calibration,
+)
 from medray.evaluation.analysis import AnalysisSplit, SplitAnalysis
 from medray.evaluation.bootstrap import Tallies
 from medray.evaluation.calibration import calibrate, is_multi_label, matrix
@@ -19,7 +25,7 @@ from medray.evaluation.slices import Slicer
 from medray.records import AS_IT_IS, CalibrationRecord, ProbeRecord
 from medray.storage.checkpoint import Probe
 from medray.tasks.base import protocol as tasks
-from medray.tasks.base.protocol import Calibrated, QuestionTask, Task
+from medray.tasks.base.protocol import Calibrated, GradedTexts, QuestionTask, Task
 from medray.types import Example, Prediction
 
 
@@ -53,15 +59,17 @@ def fit_calibration(
     config: CalibrationConfig,
 ) -> CalibrationRecord:
     """Fit a calibration to a checkpoint's predictions of validation rows. A task that generates
-    text has none."""
+    text has one if it can grade its answers."""
     if isinstance(task, QuestionTask):
         return answer_calibration.fit(predictions, task.with_answers(examples), config)
+    if isinstance(task, GradedTexts) and task.has_grades:
+        return text_calibration.fit(predictions, task.grade(predictions, examples), config)
     if not isinstance(task, Calibrated):
         if config.abstain_precision is not None:
             raise ConfigError(
                 f"abstain_precision {config.abstain_precision}: answers of task "
                 f"{task.options.name} "
-                "have no confidence; remove this setting"
+                "have no confidence; remove this setting, or set task.right_answer of instruct"
             )
         return AS_IT_IS
     results = task.results(predictions, examples)

@@ -11,14 +11,34 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
+from medray.client.answers import Citations
 from medray.engines.vllm.engine import VllmEngine
 from medray.errors import ConfigError, ServingError
+from medray.evaluation.calibration import calibrate
+from medray.records import AS_IT_IS, CalibrationRecord
 from medray.registry.loading import LoadedRelease
 from medray.serving.schemas import Limits
 from medray.serving.service import Conversation, Description, Start, TextPiece
-from medray.serving.streams import Deliver, LateError, OverloadedError
+from medray.serving.streams import Deliver, LateError, OverloadedError, TooManyTokensError
+from medray.serving.text_model import Batcher
+from medray.tasks.base.citations import evidence_of, of_reply
 from medray.tasks.base.protocol import Chatting
-from medray.types import DISCLAIMER, Chunk, Message, Sampling, join_chunks
+from medray.text.sentences import Sentences
+from medray.types import (
+    DISCLAIMER,
+    Chunk,
+    Floats32,
+    Message,
+    Prediction,
+    Sampling,
+    TokenIds,
+    TokenLogprob,
+    join_chunks,
+)
+
+# Texts that citations read besides those without one sentence: the whole one twice, the cited
+# sentences alone, and the text without them.
+_OTHER_TEXTS = 4
 
 
 class TooLongError(ServingError):
@@ -52,14 +72,22 @@ class ChatModel:
     tokenizer: Any
     streams: TextStreams
     window: int  # the most tokens that the model can read and write
+    # It scores answers for citations; None: the engine batches by itself.
+    batcher: Batcher | None = None
     _reading: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def open(cls, release: LoadedRelease, streams: TextStreams, window: int) -> "ChatModel":
+    def open(
+        cls,
+        release: LoadedRelease,
+        streams: TextStreams,
+        window: int,
+        batcher: Batcher | None = None,
+    ) -> "ChatModel":
         assert isinstance(release.task, Chatting), "the caller checks that the task talks"
         # A tokenizer has a switch that reads "<|im_end|>" as a mark or as text. Two threads on one
         # tokenizer could end a turn with a user's text. The engine decodes with its own meanwhile.
-        return cls(release, copy.deepcopy(release.engine.tokenizer), streams, window)
+        return cls(release, copy.deepcopy(release.engine.tokenizer), streams, window, batcher)
 
     @property
     def task(self) -> Chatting:
@@ -89,12 +117,49 @@ class ChatModel:
                 f"messages: {len(prompt)} tokens and {most} to generate are more than {longest}; "
                 "shorten the messages, or give a lower max_tokens"
             )
+        if conversation.citations:
+            sentences = Sentences.of(conversation.messages[-1].content)
+            num_texts = len(evidence_of(sentences, limits.sentences)) + _OTHER_TEXTS
+            if (tokens := num_texts * (len(prompt) + most)) > limits.tokens:
+                raise TooManyTokensError(
+                    f"citations: without each sentence in turn, the request has {tokens} tokens; "
+                    f"at most {limits.tokens} are allowed"
+                )
         stream = self.streams.start(
-            prompt, replace(conversation.sampling, max_tokens=most), deliver, deadline
+            prompt, self._sampling(conversation.sampling, most), deliver, deadline
         )
         return Start(
             self.release.name, self.release.version, len(prompt), DISCLAIMER, options.disclaimer
         ), stream
+
+    def _sampling(self, sampling: Sampling, most: int) -> Sampling:
+        """Return the sampling, with the log-probabilities that a confidence needs."""
+        needs_logprobs = sampling.logprobs is None and self.release.calibration.texts
+        return replace(
+            sampling, max_tokens=most, logprobs=0 if needs_logprobs else sampling.logprobs
+        )
+
+    def builder(self, conversation: Conversation) -> "AnswerBuilder":
+        with_logprobs = conversation.sampling.logprobs is not None
+        return AnswerBuilder(self.task, self.release.calibration, with_logprobs=with_logprobs)
+
+    def cite(self, conversation: Conversation, text: str, deadline: float) -> Citations:
+        """Return the sentences of the last message on which the answer `text` rests."""
+        most, engine = self.task.options.max_new_tokens, self.release.engine
+
+        def prompt(messages: Sequence[Message]) -> TokenIds:
+            with self._reading:
+                return self.task.prompt(messages, self.tokenizer, most)
+
+        def score(prompts: Sequence[TokenIds], answers: Sequence[TokenIds]) -> Floats32:
+            if self.batcher is None:
+                return engine.score(prompts, answers)
+            return self.batcher.score(prompts, tuple(answers), deadline)
+
+        with self._reading:
+            answer = self.task.answer(text, self.tokenizer)
+        messages = without_disclaimer(conversation.messages)
+        return of_reply(messages, answer, prompt, score).cite()[0]
 
     def describe(self) -> Description:
         return Description(
@@ -105,15 +170,32 @@ class ChatModel:
 class AnswerBuilder:
     """Collects a generated answer. Its last piece has the outcome of the whole."""
 
-    def __init__(self, task: Chatting) -> None:
-        self.task = task
-        self._text = ""
+    def __init__(
+        self,
+        task: Chatting,
+        calibration: CalibrationRecord = AS_IT_IS,
+        *,
+        with_logprobs: bool = True,
+    ) -> None:
+        self.task, self.calibration, self.with_logprobs = task, calibration, with_logprobs
+        self.text = ""
+        self._logprobs: list[TokenLogprob] = []
 
     def add(self, chunks: Sequence[Chunk]) -> TextPiece:
         piece = join_chunks(0, chunks)
-        self._text += piece.text
-        outcome = self.task.outcome(self._text) if piece.finish else None
-        return TextPiece(piece.text, piece.num_tokens, piece.logprobs, piece.finish, outcome)
+        self.text += piece.text
+        self._logprobs += piece.logprobs
+        visible = piece.logprobs if self.with_logprobs else ()
+        if not piece.finish:
+            return TextPiece(piece.text, piece.num_tokens, visible)
+        outcome = self.task.outcome(self.text)
+        last = TextPiece(piece.text, piece.num_tokens, visible, piece.finish, outcome)
+        if not self.calibration.texts:
+            return last
+        figures = self.task.features(self.text, self._logprobs)
+        answer = Prediction("", (), (), text=self.text, figures=figures)
+        (answer,) = calibrate(self.task, self.calibration, [answer])
+        return replace(last, confidence=answer.confidence, abstained=answer.abstained)
 
 
 def without_disclaimer(messages: Sequence[Message]) -> list[Message]:

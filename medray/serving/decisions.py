@@ -13,13 +13,13 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from medray.client.answers import Citations
 from medray.serving import notes
 from medray.serving.refusals import Refusal
 from medray.serving.routes import choose, read_request_id
 from medray.serving.schemas import Limits
 from medray.serving.service import Event, Inquiry, InquiryReply, Service
 from medray.tasks.base.route import InputNote
-from medray.text.identifiers import MaskedText
 from medray.types import DISCLAIMER, QuestionAnswer
 
 # With any constraint, pydantic refuses half of a surrogate pair.
@@ -40,9 +40,17 @@ class QuestionRequest(BaseModel):
         None, description="the release that answers; optional if only one is served"
     )
 
+    citations: bool = Field(
+        False,
+        description=(
+            "name the sentences on which each answer rests; the model reads the text again "
+            "without each of them"
+        ),
+    )
+
     @cached_property
     def inquiry(self) -> Inquiry:
-        inquiry = self.read()
+        inquiry = replace(self.read(), citations=self.citations)
         if not inquiry.text.strip():
             raise ValueError("the input holds no text; send some")
         return inquiry
@@ -90,12 +98,24 @@ class Certainty(BaseModel):
     threshold: float | None = Field(
         description="the answer_confidence below which the release abstains"
     )
+    citations: Citations | None = Field(
+        None,
+        description=(
+            "if requested: where the answer stands in the text, which is that of all messages "
+            "joined by blank lines"
+        ),
+    )
 
 
 def certainty(answer: QuestionAnswer) -> dict[str, Any]:
-    """Return the fields of `Certainty`."""
+    """Return the fields of `Certainty` but for citations."""
     assert answer.confidence is not None  # answers are calibrated
     return {"answer_confidence": answer.confidence, "threshold": answer.threshold}
+
+
+def citations_of(reply: InquiryReply) -> tuple[Citations | None, ...]:
+    """Return the citations per answer, or None for each if the request asks for none."""
+    return reply.citations or (None,) * len(reply.answers)
 
 
 def common_fields(reply: InquiryReply, model: str) -> dict[str, Any]:
@@ -213,9 +233,14 @@ async def _ask(
         return await service.decide(reference, inquiry)
     substitute = await notes.mask_text(inquiry.text)
     outcome = await service.decide(reference, replace(inquiry, text=substitute.text))
-    return outcome if isinstance(outcome, Refusal) else _with_counts(outcome, substitute)
-
-
-def _with_counts(reply: InquiryReply, substitute: MaskedText) -> InquiryReply:
-    (note,) = reply.notes or (InputNote(),)
-    return replace(reply, notes=(note.model_copy(update={"masked": substitute.counts}),))
+    if isinstance(outcome, Refusal):
+        return outcome
+    (note,) = outcome.notes or (InputNote(),)
+    return replace(
+        outcome,
+        notes=(note.model_copy(update={"masked": substitute.counts}),),
+        citations=tuple(
+            notes.unmask_citations(citations, inquiry.text, substitute)
+            for citations in outcome.citations
+        ),
+    )

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from medray.client.answers import MentionAnswer
+from medray.client.answers import Citations, MentionAnswer
 from medray.evaluation.novelty import Cloud
 from medray.serving.service import Conversation
 from medray.tasks.base.mention_task import ExtractResponse
-from medray.tasks.base.route import InputNote, TextRequest, TextResponse
+from medray.tasks.base.route import InputNote, LabelRequest, TextRequest, TextResponse
 from medray.text import identifiers, language
 from medray.text.identifiers import Kind, MaskedText
 
@@ -106,11 +106,27 @@ class MaskedRequest:
                 replace(answer, mentions=tuple(self._place(number, one) for one in answer.mentions))
                 for number, answer in enumerate(response.predictions)
             )
+        if isinstance(self.request, LabelRequest) and self.request.citations:
+            changes["predictions"] = tuple(
+                replace(answer, citations=unmask_citations(answer.citations, text, replacement))
+                for answer, text, replacement in zip(
+                    response.predictions, self.texts, self.replacements, strict=True
+                )
+            )
         return response.model_copy(update=changes)
 
     def _place(self, number: int, mention: MentionAnswer) -> MentionAnswer:
         start, end = self.replacements[number].original(mention.start, mention.end)
         return replace(mention, start=start, end=end, text=self.texts[number][start:end])
+
+
+def unmask_citations(citations: Citations, text: str, replacement: MaskedText) -> Citations:
+    """Return the citations of a masked text with their places in the original text."""
+    sentences = []
+    for sentence in citations.sentences:
+        start, end = replacement.original(sentence.start, sentence.end)
+        sentences.append(replace(sentence, start=start, end=end, text=text[start:end]))
+    return replace(citations, sentences=tuple(sentences))
 
 
 async def mask(request: TextRequest) -> MaskedRequest:
@@ -129,7 +145,20 @@ async def mask_text(text: str) -> MaskedText:
     return replacement
 
 
-async def mask_conversation(conversation: Conversation) -> tuple[Conversation, dict[Kind, int]]:
+@dataclass(frozen=True)
+class MaskedConversation:
+    """A conversation whose messages have their identifiers masked."""
+
+    conversation: Conversation
+    counts: dict[Kind, int]
+    text: str  # of the last message, before
+    replacement: MaskedText  # of it
+
+    def unmask(self, citations: Citations) -> Citations:
+        return unmask_citations(citations, self.text, self.replacement)
+
+
+async def mask_conversation(conversation: Conversation) -> MaskedConversation:
     replacements = await _mask_all([message.content for message in conversation.messages])
     messages = tuple(
         replace(message, content=text.text)
@@ -138,7 +167,12 @@ async def mask_conversation(conversation: Conversation) -> tuple[Conversation, d
     counts: Counter[Kind] = Counter()
     for text in replacements:
         counts.update(text.counts)
-    return replace(conversation, messages=messages), dict(counts)
+    return MaskedConversation(
+        replace(conversation, messages=messages),
+        dict(counts),
+        conversation.messages[-1].content,
+        replacements[-1],
+    )
 
 
 async def _mask_all(texts: Sequence[str]) -> list[MaskedText]:

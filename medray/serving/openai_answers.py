@@ -11,6 +11,7 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
+from medray.serving.notes import MaskedConversation
 from medray.serving.openai_schemas import (
     AssistantMessage,
     ChatChoice,
@@ -25,7 +26,6 @@ from medray.serving.openai_schemas import (
 )
 from medray.serving.refusals import Refusal, error_body
 from medray.serving.service import Event, Events, Service, Start, TextPiece
-from medray.text.identifiers import Kind
 from medray.types import TokenLogprob
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class CompletionCall:
     start: float
     with_disclaimer: bool
     include_usage: bool
-    identifiers: dict[Kind, int] | None = None
+    substitute: MaskedConversation | None = None  # set if identifiers are masked
     start_of_answer: Start | None = None
     last_piece: TextPiece | None = None
     num_tokens: int = 0
@@ -252,10 +252,16 @@ class CompletionCall:
     def _conclusion(self) -> Fields:
         assert self.start_of_answer is not None
         assert self.last_piece is not None
+        citations = self.last_piece.citations
+        if citations and self.substitute:
+            citations = self.substitute.unmask(citations)
         return {
             "outcome": self.last_piece.outcome,
             "disclaimer": self.start_of_answer.disclaimer,
-            "masked": self.identifiers,
+            "masked": self.substitute.counts if self.substitute else None,
+            "citations": citations,
+            "confidence": self.last_piece.confidence,
+            "abstained": None if self.last_piece.confidence is None else self.last_piece.abstained,
         }
 
     def _usage(self) -> Usage:

@@ -13,6 +13,7 @@ from medray.serving.decisions import (
     QuestionRequest,
     SomeText,
     certainty,
+    citations_of,
     common_fields,
     render_json,
 )
@@ -226,8 +227,10 @@ class DecisionsRequest(QuestionRequest):
             answers=tuple(
                 RefusalDecision(name=question.name, **certainty(answer))
                 if answer.abstained
-                else question.answer(answer)
-                for question, answer in zip(self.questions, reply.answers, strict=True)
+                else question.answer(answer).model_copy(update={"citations": citations})
+                for question, answer, citations in zip(
+                    self.questions, reply.answers, citations_of(reply), strict=True
+                )
             ),
             usage=DecisionsUsage(
                 input_tokens=reply.input_tokens,

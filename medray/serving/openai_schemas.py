@@ -3,10 +3,12 @@ of a request are ignored, because new clients send new ones."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from medray.client.answers import Citations
 from medray.serving.service import Conversation
 from medray.text.identifiers import Kind
 from medray.types import Message, Sampling, TokenLogprob
@@ -82,6 +84,13 @@ class _CompletionOptions(_RequestModel):
     stop: _Stop | Annotated[tuple[_Stop, ...], Field(max_length=4, fail_fast=True)] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
+    citations: bool = Field(
+        False,
+        description=(
+            "name the sentences of the last message on which the answer rests; the model reads the "
+            "message again without each of them"
+        ),
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -119,7 +128,13 @@ class _CompletionOptions(_RequestModel):
             stop=stop,
             logprobs=self.num_logprobs,
         )
-        return Conversation(self.turns(), sampling, self.max_tokens, whole=not self.stream)
+        return Conversation(
+            self.turns(),
+            sampling,
+            self.max_tokens,
+            whole=not self.stream,
+            citations=self.citations,
+        )
 
 
 class ChatRequest(_CompletionOptions):
@@ -152,12 +167,7 @@ class ChatRequest(_CompletionOptions):
 
     def conversation(self) -> Conversation:
         plain = super().conversation()
-        return Conversation(
-            plain.messages,
-            plain.sampling,
-            self.max_completion_tokens or self.max_tokens,
-            plain.whole,
-        )
+        return replace(plain, max_tokens=self.max_completion_tokens or self.max_tokens)
 
 
 class CompletionRequest(_CompletionOptions):
@@ -245,12 +255,25 @@ class _Answer(_ResponseModel):
     outcome: Literal["answered", "refused"] | None = Field(
         None, description="whether the answer refuses the request; set at its end"
     )
+    confidence: float | None = Field(
+        None,
+        description=(
+            "calibrated chance that the answer is right; null for a refusal, and for a release "
+            "that was trained without `task.right_answer`"
+        ),
+    )
+    abstained: bool | None = Field(
+        None, description="true where the confidence is below the release's threshold"
+    )
     disclaimer: str | None = None
     masked: dict[Kind, int] | None = Field(
         None,
         description=(
             "counts of identifiers that were masked in the messages, by kind, if masking is on"
         ),
+    )
+    citations: Citations | None = Field(
+        None, description="if requested: places in the last message; set at the answer's end"
     )
 
 

@@ -125,7 +125,8 @@ def _open_chat_model(opening: _Opening) -> ChatModel:
         getattr(release.model.network.config, "max_position_embeddings", None)
         or engine.tokenizer.model_max_length
     )
-    return ChatModel.open(release, streams, window)
+    batcher = _batcher(engine, opening)
+    return ChatModel.open(release, streams, window, batcher)
 
 
 def _faster_steps(opening: _Opening) -> Precision:
@@ -156,15 +157,26 @@ def _open_text_model(opening: _Opening) -> TextModel:
         )
     release, engine, streams = opening.with_precision(precision)
     cloud = read_cloud(release.folder) if options.flag_unlike_training else None
-    batcher = Batcher(
+    outputs = engine.logits_and_embeddings if cloud else None
+    batcher = _batcher(engine, opening, overhead_tokens=overhead, outputs=outputs)
+    return TextModel(release, batcher, streams, cloud)
+
+
+def _batcher(
+    engine: TransformersEngine,
+    opening: _Opening,
+    *,
+    overhead_tokens: int = 1,
+    outputs: Callable[[Sequence[Sequence[int]]], Floats32] | None = None,
+) -> Batcher:
+    return Batcher(
         engine,
         opening.thread,
         token_budget=engine.token_budget,
-        waiting_tokens=options.limits.waiting_tokens,
-        overhead_tokens=overhead,
-        outputs=engine.logits_and_embeddings if cloud else None,
+        waiting_tokens=opening.options.limits.waiting_tokens,
+        overhead_tokens=overhead_tokens,
+        outputs=outputs,
     )
-    return TextModel(release, batcher, streams, cloud)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from medray.registry.registry import Registry
 from medray.registry.release import Release
 from medray.serving import notes
 from medray.serving.cards import ReleaseCard, audit, card
-from medray.serving.chat import AnswerBuilder, ChatModel, TooLongError
+from medray.serving.chat import ChatModel, TooLongError
 from medray.serving.follow import Follower
 from medray.serving.notes import TrainingTexts
 from medray.serving.opening import open_model
@@ -41,10 +41,11 @@ from medray.serving.service import (
     TextPiece,
 )
 from medray.serving.shares import shares
-from medray.serving.streams import LateError, OverloadedError
-from medray.serving.text_model import TextModel, TooManyTokensError
+from medray.serving.streams import LateError, OverloadedError, TooManyTokensError
+from medray.serving.text_model import TextModel
 from medray.serving.vllm import ReleaseGroup
 from medray.serving.vllm_head import VllmModels
+from medray.tasks.base.citations import SentencesError
 from medray.tasks.base.questions import QuestionError, questions_of
 from medray.tasks.base.route import InputNote, TextRequest, TextResponse
 from medray.types import Chunk
@@ -168,8 +169,8 @@ class ReleaseReplica:
             path = CHAT_PATH if isinstance(model, ChatModel) else model.path
             return _wrong_route(f"{model.release.name} answers at {path}")
         try:
-            reply = model.decide(inquiry, max_tokens=self.options.limits.tokens, deadline=deadline)
-        except (DataError, QuestionError, ServingError) as err:
+            reply = model.decide(inquiry, limits=self.options.limits, deadline=deadline)
+        except (DataError, QuestionError, SentencesError, ServingError) as err:
             return _to_refusal(err)
         if self.options.flag_unlike_training:
             training = self._training_texts(reference)
@@ -188,15 +189,13 @@ class ReleaseReplica:
         if not model.takes(request):
             return _wrong_route(f"{model.release.name} answers at {model.path}")
         try:
-            response = model.answer(
-                request, max_tokens=self.options.limits.tokens, deadline=deadline
-            )
+            response = model.answer(request, limits=self.options.limits, deadline=deadline)
             return (
                 notes.flag(request, response, self._training_texts(reference))
                 if self.options.flag_unlike_training
                 else response
             )
-        except (DataError, TooManyTokensError, OverloadedError, LateError) as err:
+        except (DataError, SentencesError, TooManyTokensError, OverloadedError, LateError) as err:
             return _to_refusal(err)
 
     async def talk(
@@ -205,6 +204,7 @@ class ReleaseReplica:
         """Generate an answer piece by piece. If the caller closes the generator, its row is
         released at the next step."""
         loop, start = asyncio.get_running_loop(), time.monotonic()
+        deadline = start + timeout_s
         results: asyncio.Queue[Chunk | Exception] = asyncio.Queue()
         first: list[float] = []
 
@@ -214,7 +214,7 @@ class ReleaseReplica:
             loop.call_soon_threadsafe(results.put_nowait, result)
 
         model = self._model(reference)
-        task = self.requests.submit(self._start, model, conversation, start + timeout_s, deliver)
+        task = self.requests.submit(self._start, model, conversation, deadline, deliver)
         try:
             outcome = await asyncio.shield(asyncio.wrap_future(task))
         except asyncio.CancelledError:
@@ -225,7 +225,7 @@ class ReleaseReplica:
             yield outcome
             return
         assert isinstance(model, ChatModel)
-        builder, has_begun = AnswerBuilder(model.task), False
+        builder, has_begun = model.builder(conversation), False
         try:
             while True:
                 chunks = await _gather(results, whole=conversation.whole)
@@ -236,9 +236,14 @@ class ReleaseReplica:
                     has_begun = True
                     yield replace(outcome[0], first_token_s=first[0])
                 piece = builder.add(chunks)
-                yield piece
-                if piece.finish:
-                    return
+                if not piece.finish:
+                    yield piece
+                    continue
+                if conversation.citations:
+                    yield await self._cite(model, conversation, builder.text, piece, deadline)
+                else:
+                    yield piece
+                return
         finally:
             self._cancel(model, outcome)
 
@@ -255,7 +260,7 @@ class ReleaseReplica:
             return _wrong_route(f"{model.release.name} does not talk; it answers at {model.path}")
         try:
             return model.begin(conversation, self.options.limits, deadline, deliver)
-        except ServingError as err:
+        except (SentencesError, ServingError) as err:
             return _to_refusal(err)
 
     def _cancel(
@@ -263,6 +268,23 @@ class ReleaseReplica:
     ) -> None:
         if isinstance(model, ChatModel) and not isinstance(outcome, Refusal):
             model.streams.cancel(outcome[1])
+
+    async def _cite(
+        self,
+        model: ChatModel,
+        conversation: Conversation,
+        text: str,
+        piece: TextPiece,
+        deadline: float,
+    ) -> TextPiece | Refusal:
+        """Return the last piece with the citations of the whole answer."""
+        try:
+            citations = await asyncio.get_running_loop().run_in_executor(
+                self.requests, model.cite, conversation, text, deadline
+            )
+        except Exception as err:
+            return _to_refusal(err)
+        return replace(piece, citations=citations)
 
     async def describe(self, reference: str) -> Description | Refusal:
         model = self._model(reference)
@@ -321,6 +343,8 @@ def _to_refusal(err: Exception) -> Refusal:
     if isinstance(err, QuestionError):
         place = str(err).partition(":")[0]
         return Refusal(400, "unknown_question", str(err), param=place)
+    if isinstance(err, SentencesError):
+        return Refusal(400, "too_many_sentences", str(err), param="citations")
     if isinstance(err, TooManyTokensError):
         return Refusal(413, "too_many_tokens", str(err))
     if isinstance(err, TooLongError):

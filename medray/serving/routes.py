@@ -52,21 +52,18 @@ def add_completion_routes(
         if isinstance(reference, Refusal):
             service.record(Event(request_id, "", reference.status, time.perf_counter() - start))
             return error_response(reference, request_id)
-        conversation, counts = (
-            await notes.mask_conversation(body.conversation())
-            if mask_identifiers
-            else (body.conversation(), None)
-        )
+        conversation = body.conversation()
+        substitute = await notes.mask_conversation(conversation) if mask_identifiers else None
         call = CompletionCall(
             service,
             shape,
-            service.talk(reference, conversation),
+            service.talk(reference, substitute.conversation if substitute else conversation),
             request_id,
             reference,
             start,
             with_disclaimer,
             body.include_usage,
-            counts,
+            substitute,
         )
         outcome = await call.answer(stream=bool(body.stream))
         return error_response(outcome, request_id) if isinstance(outcome, Refusal) else outcome

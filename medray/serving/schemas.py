@@ -31,6 +31,9 @@ class Limits(Section):
     inputs: int = Field(64, ge=1, description="texts per request")
     questions: int = Field(400, ge=1, description="typed questions per request")
     options: int = Field(255, ge=2, description="options of a typed question")
+    sentences: int = Field(
+        64, ge=1, description="sentences of a text with citations, each left out once"
+    )
     messages: int = Field(1000, ge=1, description="messages per conversation")
     tokens: int = Field(
         32768,

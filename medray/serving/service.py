@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
+from medray.client.answers import Citations
 from medray.serving.cards import ReleaseCard
 from medray.serving.refusals import Refusal
 from medray.serving.schemas import Health
@@ -21,6 +22,7 @@ class Conversation:
     sampling: Sampling
     max_tokens: int | None  # None: the task's own number
     whole: bool  # send the answer in one piece, since each piece costs a message
+    citations: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,9 @@ class TextPiece:
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: str | None = None
     outcome: ChatOutcome | None = None
+    citations: Citations | None = None
+    confidence: float | None = None  # None for a refusal, or without a calibration
+    abstained: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,7 @@ class Inquiry:
 
     text: str
     questions: tuple[Question, ...]
+    citations: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +83,7 @@ class InquiryReply:
     labels: tuple[str, ...] = ()  # of the release's predictions, as its metrics count them
     confidences: tuple[float, ...] = ()
     notes: tuple[InputNote, ...] = ()  # one for the text, if a guard has something to note
+    citations: tuple[Citations, ...] = ()  # one per answer, if requested
 
 
 # The first event is a Start or a Refusal, and a Refusal is always the last.

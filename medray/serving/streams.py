@@ -30,6 +30,10 @@ class LateError(ServingError):
     """The answer was not ready in time."""
 
 
+class TooManyTokensError(ServingError):
+    """A request contains more tokens than one request may."""
+
+
 @dataclass(eq=False)
 class Stream:
     """A text that waits or is generated."""

@@ -12,6 +12,7 @@ from medray.serving.decisions import (
     QuestionResponse,
     SomeText,
     certainty,
+    citations_of,
     common_fields,
     render_json,
 )
@@ -208,8 +209,12 @@ class SystemOneRequest(QuestionRequest):
 
     def respond(self, reply: InquiryReply, model: str, request_id: str) -> SystemOneResponse:
         answers = {
-            name: question.answer(answer) | self._certainty(name, question.type, answer)
-            for (name, question), answer in zip(self.questions.items(), reply.answers, strict=True)
+            name: question.answer(answer)
+            | self._certainty(name, question.type, answer)
+            | {"citations": citations}
+            for (name, question), answer, citations in zip(
+                self.questions.items(), reply.answers, citations_of(reply), strict=True
+            )
         }
         usage = {"input_tokens": reply.input_tokens, "output_tokens": reply.output_tokens}
         return SystemOneResponse.model_validate(

@@ -16,23 +16,18 @@ from typing import Any, cast
 import numpy as np
 
 from medray.engines.base import tail_length, tokenize, tree_length
-from medray.errors import ServingError
 from medray.evaluation.calibration import calibrate
 from medray.evaluation.novelty import Cloud
 from medray.registry.loading import LoadedRelease
 from medray.serving.notes import far
-from medray.serving.schemas import DECISIONS_PATH
+from medray.serving.schemas import DECISIONS_PATH, Limits
 from medray.serving.service import Description, Inquiry, InquiryReply
-from medray.serving.streams import LateError, OverloadedError, Streams
+from medray.serving.streams import LateError, OverloadedError, Streams, TooManyTokensError
 from medray.tasks.base.questions import questions_of
-from medray.tasks.base.route import InputNote, Served, TextRequest, TextResponse
+from medray.tasks.base.route import InputNote, LabelRequest, Served, TextRequest, TextResponse
 from medray.types import Branch, Chunk, Engine, Example, Floats32, Sampling
 
 Continuations = tuple[tuple[int, ...], ...]
-
-
-class TooManyTokensError(ServingError):
-    """A request contains more tokens than one request may."""
 
 
 @dataclass(eq=False)
@@ -268,7 +263,7 @@ class Turn:
 
     def _check(self, num_input: int, num_output: int = 0) -> None:
         self.tokens["input"] += num_input
-        tokens = num_input + num_output
+        tokens = self.tokens.total() + num_output
         if tokens > self.max_tokens:
             raise TooManyTokensError(
                 f"the request has {tokens} tokens; send at most {self.max_tokens}"
@@ -298,24 +293,34 @@ class TextModel:
         routes = self.task.routes if isinstance(self.task, Served) else ()
         return isinstance(request, tuple(route.request for route in routes))
 
-    def answer(self, request: TextRequest, *, max_tokens: int, deadline: float) -> TextResponse:
-        turn = Turn(self.batcher, self.streams, max_tokens, deadline, self.cloud)
+    def answer(self, request: TextRequest, *, limits: Limits, deadline: float) -> TextResponse:
+        turn = Turn(self.batcher, self.streams, limits.tokens, deadline, self.cloud)
         examples = request.examples()
         predictions = calibrate(
             self.task, self.release.calibration, self.task.predict(turn, examples)
         )
         response, answers = self.task.routes[0].response, self.task.respond(predictions)
+        notes = self._notes(turn, examples)  # before citations read the texts again
+        if isinstance(request, LabelRequest) and request.citations:
+            release = replace(self.release, engine=turn)
+            answers = tuple(
+                replace(answer, citations=release.cite(text, row, most_sentences=limits.sentences))
+                for answer, text, row in zip(answers, request.texts, predictions, strict=True)
+            )
         return response(
             release=self.release.name,
             version=self.release.version,
-            notes=self._notes(turn, examples),
+            notes=notes,
             predictions=answers,
         )
 
-    def decide(self, inquiry: Inquiry, *, max_tokens: int, deadline: float) -> InquiryReply:
-        turn = Turn(self.batcher, self.streams, max_tokens, deadline, self.cloud)
+    def decide(self, inquiry: Inquiry, *, limits: Limits, deadline: float) -> InquiryReply:
+        turn = Turn(self.batcher, self.streams, limits.tokens, deadline, self.cloud)
         release = replace(self.release, engine=turn)
         decisions = release.decide(inquiry.text, inquiry.questions)
+        notes = (self._note(float(np.mean(turn.distances))),) if turn.distances else ()
+        rows, most = (inquiry.text, inquiry.questions, decisions.answers), limits.sentences
+        citations = release.cite_answers(*rows, most_sentences=most) if inquiry.citations else ()
         # Metrics never hold a client's own options.
         own = {value for question in questions_of(self.task) for value in question.values}
         own.update(self.task.labels)
@@ -327,7 +332,8 @@ class TextModel:
             turn.tokens["output"],
             tuple("|".join(filter(own.__contains__, row.labels)) for row in decisions.rows),
             tuple(row.confidence for row in decisions.rows if row.confidence is not None),
-            (self._note(float(np.mean(turn.distances))),) if turn.distances else (),
+            notes,
+            citations,
         )
 
     def _notes(self, turn: Turn, examples: Sequence[Example]) -> tuple[InputNote, ...]:

@@ -23,7 +23,7 @@ from medray.study.materials import Materials
 from medray.study.placement import Placement
 from medray.tasks.base import protocol as tasks
 from medray.tasks.base.encoders import for_base
-from medray.tasks.base.protocol import QuestionTask, Task
+from medray.tasks.base.protocol import QuestionTask, Task, has_confident_texts
 from medray.types import Example
 
 
@@ -210,12 +210,12 @@ def _align(folds: Sequence[Sequence[Candidate]]) -> list[tuple[Candidate, ...]]:
 def _calibrate(
     candidates_of: Sequence[Candidate], folds: Sequence[Fold], config: CalibrationConfig
 ) -> list[Candidate]:
-    """Calibrate answers to typed questions, each fold on its own validation rows. Their figures
-    include abstentions; those of labels describe the model's own probabilities."""
+    """Calibrate texts and answers to typed questions, each fold on its own validation rows. Their
+    figures include abstentions; those of labels describe the model's own probabilities."""
     results = []
     for candidate, fold in zip(candidates_of, folds, strict=True):
         task, rows = candidate.task, fold.dataset.validation
-        if isinstance(task, QuestionTask):
+        if isinstance(task, QuestionTask) or has_confident_texts(task):
             record = fit_calibration(task, candidate.validation, rows, config)
             candidate = replace(
                 candidate,

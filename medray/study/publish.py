@@ -17,7 +17,7 @@ from medray.registry.release import Release
 from medray.storage import checkpoint, files
 from medray.storage.checkpoint import MANIFEST
 from medray.study.run import LEADERBOARD, Run, latest
-from medray.tasks.base.protocol import QuestionTask, restore, task_options
+from medray.tasks.base.protocol import QuestionTask, has_confident_texts, restore, task_options
 from medray.types import Example
 
 
@@ -130,10 +130,11 @@ def _publish(
 
 
 def _answer_calibration(run: Run, folder: Path) -> CalibrationRecord:
-    """Return the calibration of answers to typed questions, which no analysis has."""
+    """Return the calibration of texts or of answers to typed questions, which no analysis has."""
     manifest = checkpoint.read(folder)
     task = restore(manifest.task.options, manifest.task.state)
-    return _refit(run, folder, None) if isinstance(task, QuestionTask) else AS_IT_IS
+    has_answers = isinstance(task, QuestionTask) or has_confident_texts(task)
+    return _refit(run, folder, None) if has_answers else AS_IT_IS
 
 
 def _refit(run: Run, folder: Path, precision: float | None) -> CalibrationRecord:

@@ -26,7 +26,7 @@ from medray.tasks.base.labels import (
 )
 from medray.tasks.base.language_model import LanguageModelLoss, answer_at_end, generate
 from medray.tasks.base.protocol import TaskOptions
-from medray.tasks.base.route import DisclaimedResponse, Route, TextRequest, TextResponse
+from medray.tasks.base.route import DisclaimedResponse, LabelRequest, Route, TextResponse
 from medray.text.prompts import Prompt, answers, prompts
 from medray.text.template import Template
 from medray.text.windows import Keep
@@ -109,7 +109,7 @@ class Options(TaskOptions):
         return Template.parse(self.prompt).around("text")
 
 
-class ChooseRequest(TextRequest):
+class ChooseRequest(LabelRequest):
     pass
 
 

@@ -25,7 +25,7 @@ from medray.tasks.base.labels import (
     weights_of,
 )
 from medray.tasks.base.protocol import TaskOptions
-from medray.tasks.base.route import Route, TextRequest, TextResponse
+from medray.tasks.base.route import LabelRequest, Route, TextResponse
 from medray.text import windows as text_windows
 from medray.text.windows import Keep, TokenWindows, pieces
 from medray.types import Encoded, Example, Floats, Head, Pooling, Prediction
@@ -122,7 +122,7 @@ class Options(TaskOptions):
         return self
 
 
-class ClassifyRequest(TextRequest):
+class ClassifyRequest(LabelRequest):
     pass
 
 

@@ -60,7 +60,7 @@ def test_the_temperature_that_was_hidden_is_found(steepness: float, multi_label:
     "004",
     "for the future: answers have a confidence",
     where="`calibration`",
-    how="of labels, calibrated; answers in words have the log probabilities of their tokens",
+    how="of labels; of answers in words where `task.right_answer` says what is right",
 )
 def test_calibration_lowers_the_error_of_confidences_on_rows_it_has_not_seen() -> None:
     rng = np.random.default_rng(1)

@@ -21,7 +21,7 @@ from medray.registry.predictions import fit_calibration
 from medray.registry.registry import Registry
 from medray.registry.release import Release
 from medray.serving.opening import open_model
-from medray.serving.schemas import AppOptions
+from medray.serving.schemas import AppOptions, Limits
 from medray.tasks.classification import ClassifyRequest
 
 
@@ -68,7 +68,7 @@ def test_http_evaluate_and_predict_give_one_answer(checkpoint_dir: Path, tmp_pat
     with ThreadPoolExecutor(1) as thread:
         head = open_model(release, options, thread, device="cpu")
         request = ClassifyRequest(inputs=tuple(row.text for row in rows))
-        served = head.answer(request, max_tokens=10_000, deadline=time.monotonic() + 30).predictions
+        served = head.answer(request, limits=Limits(), deadline=time.monotonic() + 30).predictions
     assert [answer.labels for answer in served] == [row.labels for row in predictions]
     for answer, row in zip(served, predictions, strict=True):
         assert list(answer.probabilities.values()) == pytest.approx(row.probabilities, abs=1e-3)

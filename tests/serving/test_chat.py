@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from support import tiny
 
+from medray.records import AbstentionRecord, CalibrationRecord, TextCalibrationRecord
 from medray.registry.registry import Registry
 from medray.registry.release import Release
 from medray.serving.chat import AnswerBuilder, ChatModel, TooLongError, without_disclaimer
@@ -22,7 +23,9 @@ from medray.serving.refusals import Refusal
 from medray.serving.replica import ReleaseReplica
 from medray.serving.schemas import AppOptions, Limits
 from medray.serving.service import Conversation, Start, TextPiece
+from medray.serving.streams import TooManyTokensError
 from medray.serving.text_model import TextModel
+from medray.tasks.base.citations import SentencesError
 from medray.tasks.classification import ClassifyRequest
 from medray.types import DISCLAIMER, Chunk, Message, Sampling, gather
 
@@ -66,6 +69,24 @@ def answer_of(
     while not chunks or not chunks[-1].finish:
         chunks.append(answer.get(timeout=30))
     return start, gather(chunks, 1)[0]
+
+
+def test_an_answer_is_cited_as_by_the_loaded_release(release: Release, chat: ChatModel) -> None:
+    text = "the tumour of the lung.\n\nThe surgery was in stage 2. Fever after infection! No cell."
+    question = replace(conversation_of(text), citations=True)
+    _, answer = answer_of(chat, question)
+    citations = chat.cite(question, answer.text, time.monotonic() + 30)
+    model = release.load()
+    (row,) = model.predict([text])
+    assert row.text == answer.text.strip()
+    own = model.cite(text, row)
+    assert own.sentences
+    assert [one.text for one in citations.sentences] == [one.text for one in own.sentences]
+    assert citations.comprehensiveness == pytest.approx(own.comprehensiveness, abs=1e-4)
+    with pytest.raises(SentencesError, match="has 4 sentences, and at most 3"):
+        answer_of(chat, question, Limits(sentences=3))
+    with pytest.raises(TooManyTokensError, match="without each sentence in turn"):
+        answer_of(chat, question, Limits(tokens=100))
 
 
 def test_conversations_at_once_get_the_answers_of_the_loaded_release_to_each_alone(
@@ -196,6 +217,29 @@ def test_the_last_piece_judges_the_whole_answer() -> None:
     builder = AnswerBuilder(Task())
     assert builder.add([Chunk(0, "I ", None, 1), Chunk(0, "can", None, 1)]) == TextPiece("I can", 2)
     assert builder.add([Chunk(0, "not.", "stop", 2)]) == TextPiece("not.", 2, (), "stop", "refused")
+
+
+def test_the_last_piece_has_the_confidence_of_the_whole_answer(
+    release: Release, chat: ChatModel
+) -> None:
+    options = chat.task.options.model_copy(update={"right_answer": 0.5})
+    curve = TextCalibrationRecord(intercept=1.0, mean=2.0, least=0.1)
+    rule = AbstentionRecord(precision=0.9, level=0.8, threshold=0.999, coverage=0.1)
+    record = CalibrationRecord(texts=curve, abstention=rule)
+    task = replace(chat.release.task, options=options)  # type: ignore[type-var]
+    own = replace(chat, release=replace(chat.release, task=task, calibration=record))
+    (row,) = own.release.predict(["glucose"])
+    for num_logprobs in (None, 1):
+        question = conversation_of("glucose", logprobs=num_logprobs)
+        _, answer = answer_of(own, question)
+        piece = own.builder(question).add([answer])
+        assert piece.confidence == pytest.approx(row.confidence, abs=1e-4)
+        assert 0 < (row.confidence or 0) < 1
+        assert piece.abstained
+        assert len(piece.logprobs) == (answer.num_tokens if num_logprobs else 0)
+    question = conversation_of("glucose")
+    plain = chat.builder(question).add([answer_of(chat, question)[1]])
+    assert (plain.confidence, plain.abstained) == (None, False)
 
 
 def test_bf16_is_served_if_it_is_set(release: Release) -> None:

@@ -63,6 +63,18 @@ def test_openais_client_reads_a_choice_with_its_calibrated_probabilities() -> No
     assert (decision.release, decision.version, decision.disclaimer) == ("cancer", 3, DISCLAIMER)
 
 
+@pytest.mark.parametrize("mask", [False, True])
+def test_answers_name_the_sentences_that_they_rest_on_in_the_text_as_sent(mask: bool) -> None:
+    text = "Write to jane@roe.example. It is lung cancer. She is well."
+    fields = {"input": text, "questions": [CANCER], "citations": True}
+    body = http(mask_identifiers=mask).post("/v1/decisions", json=fields | {"model": "cancer@best"})
+    (answer,) = body.json()["answers"]
+    (sentence,) = answer["citations"]["sentences"]
+    assert text[sentence["start"] : sentence["end"]] == sentence["text"] == "It is lung cancer."
+    assert (sentence["effect"], answer["citations"]["comprehensiveness"]) == (1.5, 0.25)
+    assert ask(text, CANCER).answers[0].citations is None
+
+
 def test_a_release_with_several_labels_answers_a_predicate_each_in_the_order_asked() -> None:
     asthma = {"type": "predicate", "instructions": 'The text has the label "asthma".'}
     decision = ask("a child with fever", FEVER, asthma, model="findings@best")

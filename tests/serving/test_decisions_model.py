@@ -77,6 +77,24 @@ def test_a_release_with_several_labels_answers_each_and_any_one_of_them(
     assert alone == decisions[1]
 
 
+def test_a_service_cites_as_the_loaded_release_and_bounds_sentences(url: str, place: Path) -> None:
+    release = medray.load("traced@1", storage_path=str(place / "one"))
+    text = "Tumour in the lung. Blood pressure was no failure. Fever after surgery."
+    (row,) = release.predict([text])
+    own = release.cite(text, row)
+    client = Client(url)
+    (label,) = client.classify([text], citations=True).predictions
+    reply = client.decide(text, citations=True)
+    for citations in (label.citations, reply.answers[0].citations):
+        assert citations is not None
+        spans = [(one.start, one.end) for one in citations.sentences]
+        assert spans == [(one.start, one.end) for one in own.sentences]
+        assert citations.comprehensiveness == pytest.approx(own.comprehensiveness, abs=1e-4)
+    assert reply.input_tokens > 3 * client.decide(text).input_tokens
+    with pytest.raises(RefusedError, match="400 citations: the text has 65 sentences, and at most"):
+        client.decide("Fever. " * 65, citations=True)
+
+
 def test_refusals_of_the_replica_have_the_status_of_the_format(url: str) -> None:
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
     own = Client(url).questions()

@@ -185,7 +185,8 @@ def test_of_a_release_without_kept_figures_nothing_is_known() -> None:
 
 def test_a_conversation_without_a_match_is_unchanged() -> None:
     conversation = Conversation((Message("user", "What is asthma?"),), Sampling(), None, whole=True)
-    assert asyncio.run(guards.mask_conversation(conversation)) == (conversation, {})
+    substitute = asyncio.run(guards.mask_conversation(conversation))
+    assert (substitute.conversation, substitute.counts) == (conversation, {})
 
 
 def test_validation_shares_are_of_labels_and_of_confidence_up_to_each_bound() -> None:

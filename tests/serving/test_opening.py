@@ -13,9 +13,8 @@ from medray.records import MergeRecord
 from medray.registry.registry import Registry
 from medray.serving import opening
 from medray.serving.opening import Timing, open_model
-from medray.serving.schemas import AppOptions
-from medray.serving.streams import LateError
-from medray.serving.text_model import TooManyTokensError
+from medray.serving.schemas import AppOptions, Limits
+from medray.serving.streams import LateError, TooManyTokensError
 from medray.tasks.choice import ChooseRequest
 from medray.tasks.classification import ClassifyRequest, ClassifyResponse
 
@@ -52,7 +51,9 @@ def test_a_release_answers_merged_only_where_that_changes_nothing(
     with ThreadPoolExecutor(1) as thread:
         head = open_model(release, options, thread, device="cpu")
         answers = head.answer(
-            ClassifyRequest(inputs=TEXTS), max_tokens=1000, deadline=time.monotonic() + 30
+            ClassifyRequest(inputs=TEXTS),
+            limits=Limits(),
+            deadline=time.monotonic() + 30,
         ).predictions
     assert isinstance(head.batcher.engine.model.network, PeftModel) != is_merged
     for answer, prediction in zip(answers, release.load().predict(TEXTS), strict=True):
@@ -113,7 +114,9 @@ def test_a_text_that_the_model_reads_as_another_kind_is_flagged_and_those_of_the
         with ThreadPoolExecutor(1) as thread:
             head = open_model(release, options, thread, device="cpu")
             response = head.answer(
-                ClassifyRequest(inputs=texts), max_tokens=10_000, deadline=time.monotonic() + 60
+                ClassifyRequest(inputs=texts),
+                limits=Limits(),
+                deadline=time.monotonic() + 60,
             )
         assert isinstance(response, ClassifyResponse)
         return response
@@ -162,15 +165,17 @@ def test_a_choice_is_answered_as_by_the_loaded_release_alone_and_beside_others(
         end = time.monotonic() + 30
         together = list(
             clients.map(
-                lambda text: head.answer(ChooseRequest(text=text), max_tokens=1000, deadline=end),
+                lambda text: head.answer(ChooseRequest(text=text), limits=Limits(), deadline=end),
                 texts,
             )
         )
         with pytest.raises(TooManyTokensError):
-            head.answer(ChooseRequest(inputs=tuple(texts)), max_tokens=20, deadline=end)
+            head.answer(ChooseRequest(inputs=tuple(texts)), limits=Limits(tokens=20), deadline=end)
         with pytest.raises(LateError):
             head.answer(
-                ChooseRequest(text=texts[0]), max_tokens=1000, deadline=time.monotonic() - 1
+                ChooseRequest(text=texts[0]),
+                limits=Limits(),
+                deadline=time.monotonic() - 1,
             )
     for response, prediction in zip(together, reference, strict=True):
         (answer,) = response.predictions

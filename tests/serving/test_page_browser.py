@@ -148,6 +148,32 @@ def test_mentions_are_marked_in_place_after_any_characters(page: Served) -> None
     page.is_clean()
 
 
+def test_cited_sentences_are_marked_in_texts_and_messages(page: Served) -> None:
+    text = "😀 It was <b>asthma</b>. She is well. It was lung cancer."
+    page.open("cancer@best", width=360)
+    page.type("#field-text", text)
+    page.value("document.getElementById('citations').click()")
+    page.value("document.getElementById('send').click()")
+    page.until("!document.getElementById('answer').hidden")
+    marks = "[...document.querySelectorAll('mark')].map(one => one.textContent)"
+    assert page.value(marks) == ["😀 It was <b>asthma</b>.1", "It was lung cancer.2"]
+    assert "Without them its probability falls by 25.0 points" in page.text("#result")
+    assert "with them alone it rises by 1.0 points" in page.text("#result")
+    page.value("document.getElementById('send-questions').click()")
+    page.until("document.querySelectorAll('.decision mark').length === 2")
+    page.is_clean()
+    page.open("adviser@best", width=360)
+    page.type("#message", text)
+    page.value("document.getElementById('chat-citations').click()")
+    page.enter()
+    page.until("document.querySelectorAll('.turn.user mark').length === 2")
+    assert page.service.talks[0].citations
+    assert "Abstained: do not rely on this answer. Confidence 41.0 %." in page.text("#transcript")
+    page.is_clean()
+    page.open("diseases@1")
+    assert page.value("document.getElementById('citations-field').hidden")
+
+
 def test_typed_questions_are_shown_ready_and_answered_one_by_one(page: Served) -> None:
     page.open("findings@best", width=360)
     assert page.value("document.getElementById('typed').hidden") is False
@@ -260,9 +286,9 @@ def test_the_card_shows_figures_labels_and_origin(page: Served) -> None:
 def test_every_control_is_reached_by_tab_and_has_a_name(page: Served) -> None:
     page.open("cancer@best")
     page.value("document.body.focus()")
-    stops = [page.tab_key() for _ in range(6)]
+    stops = [page.tab_key() for _ in range(7)]
     assert stops[0] == "Skip to the form"
-    assert stops[1:5] == ["release", "field-text", "send", "clear"]
+    assert stops[1:6] == ["release", "field-text", "citations", "send", "clear"]
     num_without_name = (
         "[...document.querySelectorAll('input,select,textarea,button')].filter(held => "
         "!held.labels?.length && !held.textContent.trim()).length"

@@ -45,6 +45,7 @@ def test_a_choice_is_answered_under_its_name_with_its_probabilities() -> None:
             "answer_confidence": pytest.approx(2 / 3),
             "threshold": 0.6,
             "abstained": False,
+            "citations": None,
         }
     }
     assert answer["model"] == "cancer@best"
@@ -156,6 +157,7 @@ def test_a_score_has_its_expected_level_and_a_legend_in_both_formats() -> None:
         "answer_confidence": 0.7,
         "threshold": None,
         "abstained": False,
+        "citations": None,
     }
     levels = [{"label": label} for label in ("no", "some", "much")]
     score = {"type": "score", "name": "pain", "instructions": "How much?", "levels": levels}

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medray.serving.streams import LateError, OverloadedError, Streams
-from medray.serving.text_model import Batcher, TextModel, TooManyTokensError, Turn
+from medray.serving.streams import LateError, OverloadedError, Streams, TooManyTokensError
+from medray.serving.text_model import Batcher, TextModel, Turn
 from medray.tasks.classification import ClassifyRequest
 
 

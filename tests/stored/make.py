@@ -29,7 +29,7 @@ import medray
 from medray.records import AbstentionRecord, CalibrationRecord, TestRecord
 from medray.registry.registry import Registry
 from medray.serving.opening import open_model
-from medray.serving.schemas import AppOptions
+from medray.serving.schemas import AppOptions, Limits
 from medray.serving.text_model import TextModel
 
 HERE = Path(__file__).parent
@@ -143,7 +143,7 @@ def answer_over_http(reference: str) -> Any:
 
         class Service(fake_service.Service):
             async def answer(self, reference: str, request: Any) -> Any:
-                return head.answer(request, max_tokens=1000, deadline=time.monotonic() + 60)
+                return head.answer(request, limits=Limits(), deadline=time.monotonic() + 60)
 
         response = TestClient(fake_service.api(Service(reference))).post(
             "/v1/classify", json={"inputs": list(TEXTS)}

@@ -32,6 +32,8 @@ def test_answers_in_words_are_ranked_compared_reported_and_published(
         tmp_path,
         "task.metric=safe_answer_f1",
         "task.safety_ratio=0.5",
+        "task.right_answer=0.5",
+        "calibration.abstain_precision=0.1",
         f"task.sample_prompts={prompts}",
         "data.evaluation_rows=6",
         "search={num_trials: 2, space: {train.learning_rate: {choice: [0.01, 0.02]}}}",
@@ -60,6 +62,7 @@ def test_answers_in_words_are_ranked_compared_reported_and_published(
     assert (
         "perplexity" not in best.test
     )  # the answers of test rows stay closed until the final test
+    assert {"accuracy", "ece", "coverage"} <= best.test.keys()
     assert best.test_interval is not None
     assert best.test_interval.low <= best.test["safe_answer_f1"] <= best.test_interval.high
     assert any("95 % interval" in sentence for sentence in leaderboard_files.sentences(board))
@@ -72,6 +75,12 @@ def test_answers_in_words_are_ranked_compared_reported_and_published(
     assert samples["answers"][best.name][1] in text
     assert "safe answer F1" in text
     assert outcome.release is not None
+    record = outcome.release.record.calibration
+    assert record.texts is not None
+    assert record.abstention is not None
+    assert record.abstention.precision == 0.1
+    (answer,) = outcome.release.load().predict(["group with infection"])
+    assert answer.confidence is not None
     text = card.render(
         outcome.release.record, checkpoint.read(outcome.release.folder()), merged=False
     )

@@ -6,12 +6,21 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
-from medray.client import ChoiceAnswer, LabelAnswer, MentionAnswer, MentionsAnswer
+from medray.client.answers import (
+    ChoiceAnswer,
+    Citation,
+    Citations,
+    LabelAnswer,
+    MentionAnswer,
+    MentionsAnswer,
+)
 from medray.data.formats import pubmedqa, symptom_table
 from medray.data.formats.base.protocol import Form
 from medray.runtime.cluster import free_port
@@ -31,7 +40,7 @@ from medray.serving.service import (
 )
 from medray.tasks.base.mention_task import ExtractRequest, ExtractResponse
 from medray.tasks.base.questions import LABEL, QuestionError, match
-from medray.tasks.base.route import TextRequest, TextResponse
+from medray.tasks.base.route import LabelRequest, TextRequest, TextResponse
 from medray.tasks.choice import ChooseRequest, ChooseResponse
 from medray.tasks.classification import ClassifyRequest, ClassifyResponse
 from medray.types import PREDICATE_VALUES, Question, QuestionAnswer, QuestionOption
@@ -152,7 +161,6 @@ class Service:
             return Refusal(
                 400, "wrong_route", f"model: {card.release} answers at {card.path}", param="model"
             )
-        count = len(request.inputs or (1,))
         if isinstance(request, ClassifyRequest):
             answer = LabelAnswer(
                 label="cancer",
@@ -161,7 +169,9 @@ class Service:
                 probabilities={"cancer": 0.83, "no cancer": 0.17},
             )
             return ClassifyResponse(
-                release=card.release, version=card.version, predictions=(answer,) * count
+                release=card.release,
+                version=card.version,
+                predictions=with_citations(request, answer),
             )
         if isinstance(request, ExtractRequest):
             answers = tuple(
@@ -181,7 +191,7 @@ class Service:
             probabilities=probabilities,
         )
         return ChooseResponse(
-            release=card.release, version=card.version, predictions=(choice,) * count
+            release=card.release, version=card.version, predictions=with_citations(request, choice)
         )
 
     async def decide(self, reference: str, inquiry: Inquiry) -> InquiryReply | Refusal:
@@ -208,6 +218,7 @@ class Service:
             len(inquiry.text.split()),
             labels=("a label",),
             confidences=(0.9,),
+            citations=(citations_in(inquiry.text),) * len(own) if inquiry.citations else (),
         )
 
     async def talk(self, reference: str, conversation: Conversation) -> Events:
@@ -225,7 +236,16 @@ class Service:
         for word in WORDS:
             await asyncio.sleep(self.pause_s)
             yield TextPiece(word, 2)
-        yield TextPiece("", 1, finish="stop", outcome="answered")
+        citations = citations_in(conversation.messages[-1].content)
+        yield TextPiece(
+            "",
+            1,
+            finish="stop",
+            outcome="answered",
+            citations=citations if conversation.citations else None,
+            confidence=0.41,
+            abstained=True,
+        )
 
     async def describe(self, reference: str) -> Description | Refusal:
         return Description(CARDS[reference].release, 3, CARDS[reference].system, WARNING)
@@ -256,6 +276,24 @@ def _answer(text: str, own: Question, question: Question) -> QuestionAnswer:
         confidence=max(shares.values()),
         abstained="unclear" in text,
         threshold=0.6,
+    )
+
+
+def citations_in(text: str) -> Citations:
+    """Cite each sentence that names a disease."""
+    sentences = tuple(
+        Citation(start=match.start(), end=match.end(), text=match.group(), effect=1.5)
+        for match in re.finditer(r"[^.?!\s][^.?!]*(?:asthma|cancer)[^.?!]*[.?!]", text)
+    )
+    if not sentences:
+        return Citations()
+    return Citations(sentences=sentences, sufficiency=-0.01, comprehensiveness=0.25)
+
+
+def with_citations(request: LabelRequest, answer: Any) -> tuple[Any, ...]:
+    return tuple(
+        replace(answer, citations=citations_in(text)) if request.citations else answer
+        for text in request.texts
     )
 
 

@@ -17,7 +17,7 @@ from medray.registry import evaluate, loading
 from medray.registry.predictions import read_predictions
 from medray.registry.registry import Registry
 from medray.serving.opening import open_model
-from medray.serving.schemas import AppOptions
+from medray.serving.schemas import AppOptions, Limits
 from medray.tasks.base import protocol as tasks
 from medray.tasks.base.mention_task import ExtractRequest
 from medray.tasks.extraction.task import Options, Task, choose
@@ -319,7 +319,9 @@ def test_an_extractor_is_trained_reloaded_merged_and_served_with_the_same_answer
     with ThreadPoolExecutor(1) as thread:
         head = open_model(release, options, thread, device="cpu")
         result = head.answer(
-            ExtractRequest(inputs=texts), max_tokens=10_000, deadline=time.monotonic() + 60
+            ExtractRequest(inputs=texts),
+            limits=Limits(),
+            deadline=time.monotonic() + 60,
         )
     assert (result.release, result.version) == ("diseases", 1)
     assert "not a medical device" in result.disclaimer

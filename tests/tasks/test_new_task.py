@@ -112,7 +112,7 @@ class Service:
         self.references, self.head, self.events = ("words@1",), head, []  # type: tuple[str, ...], TextModel, list[Event]
 
     async def answer(self, reference: str, request: TextRequest) -> TextResponse:
-        return self.head.answer(request, max_tokens=100, deadline=time.monotonic() + 10)
+        return self.head.answer(request, limits=Limits(), deadline=time.monotonic() + 10)
 
     def record(self, event: Event) -> None:
         self.events.append(event)

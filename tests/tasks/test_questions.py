@@ -49,7 +49,8 @@ def answers(
         assert [example.text for example in examples] == ["a text"]
         return [row]
 
-    return decide(task, record, predict, "a text", queries).answers
+    (decisions,) = decide(task, record, predict, ["a text"], queries)
+    return decisions.answers
 
 
 def test_a_task_with_one_label_answers_a_choice_and_one_with_several_a_predicate_each() -> None:
@@ -167,8 +168,9 @@ URGENT = predicate("urgent", "Is the patient in danger?")
 
 
 @dataclass(frozen=True)
-class Triage:
+class Triage(Task):  # which gives it the members of any task
     takes_any_question: bool
+    has_more: bool = False
 
     @property
     def questions(self) -> tuple[Question, ...]:
@@ -204,12 +206,13 @@ def test_a_task_of_questions_reads_its_own_wording_and_any_question_where_it_tak
 
     same = predicate("danger", "is the patient in danger?")
     other = choice("ward", "Where to?", "surgery", "medicine")
-    decisions = decide(triage(True), AS_IT_IS, predict, "a note", [same, other])
-    assert texts == ["urgent: a note", "ward: a note"]
+    decisions, second = decide(triage(True), AS_IT_IS, predict, ["a note", "b"], [same, other])
+    assert texts == ["urgent: a note", "ward: a note", "urgent: b", "ward: b"]
+    assert len({row.row_id for row in (*decisions.rows, *second.rows)}) == 4
     assert [answer.name for answer in decisions.answers] == ["danger", "ward"]
     assert decisions.answers[1].values == ("surgery", "medicine")
     with pytest.raises(QuestionError, match=r"questions\.1: .* answers predicate .urgent."):
-        decide(triage(False), AS_IT_IS, predict, "a note", [same, other])
+        decide(triage(False), AS_IT_IS, predict, ["a note"], [same, other])
 
 
 # How concentrated probabilities are.

@@ -19,7 +19,7 @@ from medray.registry import card, loading
 from medray.registry.predictions import read_predictions
 from medray.registry.registry import Registry
 from medray.serving.opening import open_model
-from medray.serving.schemas import AppOptions
+from medray.serving.schemas import AppOptions, Limits
 from medray.tasks.base.mention_task import ExtractRequest
 from medray.tasks.base.protocol import LossInputs
 from medray.tasks.tagging.task import Options, Task
@@ -223,10 +223,10 @@ def test_a_tagger_is_trained_reloaded_merged_and_served_with_the_same_answers(
     with ThreadPoolExecutor(1) as thread, ThreadPoolExecutor(4) as clients:
         head = open_model(release, options, thread, device="cpu")
         end = time.monotonic() + 30
-        whole = head.answer(ExtractRequest(inputs=texts), max_tokens=10_000, deadline=end)
+        whole = head.answer(ExtractRequest(inputs=texts), limits=Limits(), deadline=end)
         single = list(
             clients.map(
-                lambda text: head.answer(ExtractRequest(text=text), max_tokens=1000, deadline=end),
+                lambda text: head.answer(ExtractRequest(text=text), limits=Limits(), deadline=end),
                 texts,
             )
         )

@@ -3,7 +3,7 @@
 function showAnswer(text, response) {
   const answer = (response.predictions || [])[0] || {}, notes = (response.notes || [])[0] || {};
   const parts = answer.mentions ? mentionParts(text, answer.mentions) : labelParts(answer);
-  fill("result", ...parts, ...remarks(notes), make("p", { class: "note" }, `${response.release}, version ${response.version}. ${response.disclaimer || ""}`));
+  fill("result", ...parts, ...citationParts(text, answer.citations), ...remarks(notes), make("p", { class: "note" }, `${response.release}, version ${response.version}. ${response.disclaimer || ""}`));
   show("answer", true);
   $("answer").scrollIntoView({ block: "nearest" });
 }
@@ -27,17 +27,31 @@ function bars(rows, labels) {
   }));
 }
 
-function mentionParts(text, mentions) {
+function marks(text, spans) {
   const characters = Array.from(text);  // positions count characters, not UTF-16 units
-  const kinds = [...new Set(mentions.map(one => one.kind))], read = make("p", { class: "read" });
+  const kinds = [...new Set(spans.map(one => one.kind))], read = make("p", { class: "read" });
   let at = 0;
-  for (const one of [...mentions].sort((a, b) => a.start - b.start || b.end - a.end)) {
+  for (const one of [...spans].sort((a, b) => a.start - b.start || b.end - a.end)) {
     if (one.start < at) continue;  // inside a marked mention; the list below has it
     read.append(characters.slice(at, one.start).join(""));
     read.append(make("mark", { class: "k" + (kinds.indexOf(one.kind) % 6) }, characters.slice(one.start, one.end).join(""), make("small", {}, one.kind)));
     at = one.end;
   }
   read.append(characters.slice(at).join(""));
+  return read;
+}
+
+function citationParts(text, citations) {
+  if (!citations) return [];
+  if (!citations.sentences.length) return [make("p", { class: "note" }, "The answer rests on no single sentence.")];
+  const points = value => (value < 0 ? "falls" : "rises") + ` by ${Math.abs(100 * value).toFixed(1)} points`;
+  const spans = citations.sentences.map((one, place) => ({ ...one, kind: String(place + 1) }));
+  const figures = `The answer rests on the marked sentences, 1 first. Without them its probability ${points(-citations.comprehensiveness)}; with them alone it ${points(-citations.sufficiency)}.`;
+  return [marks(text, spans), make("p", { class: "note" }, figures)];
+}
+
+function mentionParts(text, mentions) {
+  const read = marks(text, mentions);
   const count = mentions.length === 1 ? "1 mention" : `${mentions.length || "No"} mentions`;
   const rows = mentions.slice(0, LISTED).map(one => make("tr", {}, make("th", { scope: "row" }, one.text), make("td", { class: "left" }, one.kind), make("td", {}, typeof one.confidence === "number" ? percent(one.confidence) : "")));
   const head = make("thead", {}, make("tr", {}, ...["Mention", "Kind", "Confidence"].map(name => make("th", { scope: "col", class: name === "Kind" && "left" }, name))));

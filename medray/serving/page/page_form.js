@@ -4,6 +4,7 @@ function form() {
   state.terms = {};
   fill("fields", ...state.card.form.fields.map(field));
   typedForm();
+  show("citations-field", state.card.path !== "/v1/extract");
   $("ask-title").textContent = { [DECISIONS]: "Ask about a text", "/v1/extract": "Mark what a text mentions", "/v1/choose": `Which of ${state.card.labels.length} labels` }[state.card.path] || "Classify a text";
 }
 
@@ -71,10 +72,12 @@ async function ask(event) {
   if (card.path === DECISIONS) return askTyped(event);
   await answerWith($("send"), async () => {
     const text = composeText();
-    const response = await (await call(card.path, { model: card.id, text })).json();
+    const response = await (await call(card.path, { model: card.id, text, ...cited("citations", card) })).json();
     if (card === state.card) showAnswer(text, response);
   });
 }
+
+const cited = (id, card) => card.path !== "/v1/extract" && $(id).checked ? { citations: true } : {};
 
 async function answerWith(button, request) {
   complain("");

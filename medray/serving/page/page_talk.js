@@ -23,12 +23,12 @@ async function sendMessage(event) {
   if (!text || state.stopper) return;
   complain("");
   turns.push({ role: "user", content: text });
-  turn("user", text);
+  const question = turn("user", text);
   $("message").value = "";
   const paragraph = turn("assistant", ""), answer = { role: "assistant", content: "" }, stopper = state.stopper = new AbortController();
   busy(true);
   try {
-    for await (const piece of pieces(await call(CHAT, { model: state.card.id, messages: turns, stream: true }, stopper.signal))) {
+    for await (const piece of pieces(await call(CHAT, { model: state.card.id, messages: turns, stream: true, ...cited("chat-citations", state.card) }, stopper.signal))) {
       if (piece.error) throw new Refusal(500, piece.error.message);
       const part = piece.choices[0]?.delta?.content;
       if (part) {
@@ -38,6 +38,8 @@ async function sendMessage(event) {
       }
       const masked = Object.entries(piece.masked || {});
       if (masked.length) paragraph.after(remarks({ masked: piece.masked })[0]);
+      if (typeof piece.confidence === "number") paragraph.after(make("p", { class: piece.abstained ? "warn" : "note" }, (piece.abstained ? "Abstained: do not rely on this answer. " : "") + `Confidence ${percent(piece.confidence)}.`));
+      if (piece.citations) question.after(...citationParts(text, piece.citations));
       if (piece.outcome === "refused") paragraph.parentElement.classList.add("refused");
     }
   } catch (error) {

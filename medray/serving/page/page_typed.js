@@ -11,9 +11,9 @@ async function askTyped(event) {
   event.preventDefault();
   const card = state.card;
   await answerWith($("send-questions"), async () => {
-    const body = { model: card.id, input: composeText(), questions: typedQuestions() };
+    const body = { model: card.id, input: composeText(), questions: typedQuestions(), ...cited("citations", card) };
     const response = await (await call(DECISIONS, body)).json();
-    if (card === state.card) showDecisions(response);
+    if (card === state.card) showDecisions(body.input, response);
   });
 }
 
@@ -25,8 +25,8 @@ function typedQuestions() {
   }
 }
 
-function showDecisions(response) {
-  const answers = response.answers.map((answer, place) => make("div", { class: "decision" }, make("h4", {}, answer.name || `Question ${place + 1}`), ...decisionParts(answer)));
+function showDecisions(text, response) {
+  const answers = response.answers.map((answer, place) => make("div", { class: "decision" }, make("h4", {}, answer.name || `Question ${place + 1}`), ...decisionParts(answer), ...citationParts(text, answer.citations)));
   fill("result", ...answers, ...remarks(response.notes[0] || {}), make("p", { class: "note" }, `${response.release}, version ${response.version}. ${response.disclaimer}`));
   show("answer", true);
   $("answer").scrollIntoView({ block: "nearest" });

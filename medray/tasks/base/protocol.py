@@ -23,6 +23,7 @@ from medray.types import (
     Prediction,
     Question,
     QuestionAnswer,
+    TokenLogprob,
 )
 
 if TYPE_CHECKING:
@@ -203,6 +204,11 @@ class Chatting(Protocol):
     @property
     def options(self) -> Any: ...
 
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+    def head(self) -> Head | None: ...
+
     def prompt(
         self, messages: Sequence[Message], tokenizer: Any, max_new_tokens: int
     ) -> tuple[int, ...]:
@@ -210,11 +216,19 @@ class Chatting(Protocol):
         as many turns as leave room for the answer."""
         ...
 
+    def answer(self, text: str, tokenizer: Any) -> tuple[int, ...]:
+        """Return the tokens of an answer after a prompt, with the end of its turn."""
+        ...
+
     def count_tokens(self, examples: Sequence[Example], tokenizer: Any) -> list[int]:
         """Return the length of each whole conversation with its answer, before truncation."""
         ...
 
     def outcome(self, text: str) -> ChatOutcome: ...
+
+    def features(self, text: str, logprobs: Sequence[TokenLogprob]) -> dict[str, float]:
+        """Return what the confidence of an answer follows from, or nothing if it has none."""
+        ...
 
 
 @runtime_checkable
@@ -261,6 +275,24 @@ class EncoderTask(Protocol):
     def for_encoder(self) -> Task:
         """Return the task as an encoder does it."""
         ...
+
+
+@runtime_checkable
+class GradedTexts(Protocol):
+    """A task that generates texts, and can say which of them are right."""
+
+    @property
+    def has_grades(self) -> bool:
+        """Return whether its options say what is right."""
+        ...
+
+    def grade(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> list[bool]:
+        """Return whether each answer is right, from its text or its figures."""
+        ...
+
+
+def has_confident_texts(task: Task) -> bool:
+    return isinstance(task, GradedTexts) and task.has_grades
 
 
 def needs_of(options: PluginOptions) -> Needs:

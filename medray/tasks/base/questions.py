@@ -3,7 +3,9 @@ them, or a predicate per label; a `QuestionTask` has questions of its own. Knows
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
+from medray.client.answers import Citations
 from medray.errors import ConfigError
 from medray.evaluation.calibration import is_multi_label
 from medray.records import CalibrationRecord
@@ -32,6 +34,7 @@ class Decisions:
 
     answers: tuple[QuestionAnswer, ...]
     rows: tuple[Prediction, ...]
+    citations: tuple[Citations, ...] = ()  # one per answer, if requested
 
 
 def questions_of(task: Task) -> tuple[Question, ...]:
@@ -81,24 +84,37 @@ def decide(
     task: Task,
     record: CalibrationRecord,
     predict: Callable[[Sequence[Example]], Sequence[Prediction]],
-    text: str,
+    texts: Sequence[str],
     questions: Sequence[Question],
-) -> Decisions:
-    """Answer questions about a text; `predict` returns calibrated predictions of rows. Each answer
-    has its question's name and order of options."""
+) -> list[Decisions]:
+    """Answer questions about each text; `predict` returns calibrated predictions of rows. Each
+    answer has its question's name and order of options."""
     is_open = isinstance(task, QuestionTask) and task.takes_any_question
     own = match(questions_of(task), questions, is_open=is_open)
     if isinstance(task, QuestionTask):
-        rows = predict(task.question_rows(text, own))
-        answers = task.read_answers(rows, own)
-    else:
-        rows = predict([Example("0", text)])
-        threshold = record.abstention.threshold if record.abstention else None
-        answers = [
-            replace(_of_labels(task.labels, rows[0], question), threshold=threshold)
-            for question in own
+        groups = [
+            [replace(row, id=f"{number}-{row.id}") for row in task.question_rows(text, own)]
+            for number, text in enumerate(texts)
         ]
-    return Decisions(tuple(map(_as_in, questions, answers)), tuple(rows))
+        predictions = iter(predict([row for group in groups for row in group]))
+        rows_by_text = [list(islice(predictions, len(group))) for group in groups]
+        answers_by_text = [task.read_answers(rows, own) for rows in rows_by_text]
+    else:
+        rows_by_text = [
+            [row] for row in predict([Example(str(at), text) for at, text in enumerate(texts)])
+        ]
+        threshold = record.abstention.threshold if record.abstention else None
+        answers_by_text = [
+            [
+                replace(_of_labels(task.labels, row, question), threshold=threshold)
+                for question in own
+            ]
+            for (row,) in rows_by_text
+        ]
+    return [
+        Decisions(tuple(map(_as_in, questions, answers)), tuple(rows))
+        for answers, rows in zip(answers_by_text, rows_by_text, strict=True)
+    ]
 
 
 def _of_labels(labels: Sequence[str], row: Prediction, question: Question) -> QuestionAnswer:

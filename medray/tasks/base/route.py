@@ -53,6 +53,16 @@ class TextRequest(Body):
         return [Example(str(position), text) for position, text in enumerate(self.texts)]
 
 
+class LabelRequest(TextRequest):
+    citations: bool = Field(
+        False,
+        description=(
+            "name the sentences on which each answer rests; the model reads the text again "
+            "without each of them"
+        ),
+    )
+
+
 class InputNote(Body):
     """The findings of the guards about one input."""
 

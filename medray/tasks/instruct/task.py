@@ -14,15 +14,28 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from medray.errors import ConfigError, DataError
+from medray.evaluation import text_calibration
 from medray.evaluation.bootstrap import Tallies
 from medray.evaluation.metrics import Metrics
-from medray.tasks.base.language_model import LanguageModelLoss, generate
+from medray.tasks.base.language_model import LanguageModelLoss
 from medray.tasks.base.protocol import TaskOptions
 from medray.tasks.instruct import safety
-from medray.tasks.instruct.figures import MISSING_ROWS, counts, tallies
+from medray.tasks.instruct.figures import MISSING_ROWS, counts, is_right, tallies
+from medray.tasks.instruct.refusal_words import Language
 from medray.text.chat_template import ChatEncoder, ChatTokens, TemplateKind
 from medray.text.windows import readable
-from medray.types import Encoded, Example, Floats, Message, Needs, Prediction, Sampling, TokenIds
+from medray.types import (
+    Encoded,
+    Example,
+    Floats,
+    Message,
+    Needs,
+    Prediction,
+    Sampling,
+    TokenIds,
+    TokenLogprob,
+    gather,
+)
 
 if TYPE_CHECKING:
     from medray.types import Engine
@@ -40,7 +53,14 @@ _PROBES = (safety.REFUSAL, "Ask a doctor.")  # the answers that the probe scores
 
 class Options(TaskOptions):
     NEEDS: ClassVar[Needs] = "language model"
-    STUDY_WIDE = ("name", "metric", "safety_ratio", "sample_prompts")
+    STUDY_WIDE = (
+        "name",
+        "metric",
+        "right_answer",
+        "safety_ratio",
+        "safety_languages",
+        "sample_prompts",
+    )
     CHANGEABLE: ClassVar[tuple[str, ...]] = ("system", "disclaimer")
     name: Literal["instruct"]
     metric: Literal["safe_answer_f1", "token_f1", "rouge_l", "refusal_f1"] = Field(
@@ -74,6 +94,15 @@ class Options(TaskOptions):
     max_new_tokens: int = Field(
         256, ge=1, description="maximum number of tokens of a generated answer"
     )
+    right_answer: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description=(
+            "token F1 from which a generated answer counts as right; 1: the same words. Answers "
+            "then have a confidence; by default they have none"
+        ),
+    )
     safety_ratio: float = Field(
         0.1,
         ge=0,
@@ -81,6 +110,13 @@ class Options(TaskOptions):
         description=(
             "shipped safety pairs per training row; the pairs of validation and test are always "
             "evaluated"
+        ),
+    )
+    safety_languages: tuple[Language, ...] = Field(
+        ("en",),
+        min_length=1,
+        description=(
+            "languages of the safety pairs: en, de, fr, es, pt, zh; several have figures each"
         ),
     )
     sample_prompts: str | None = Field(
@@ -103,10 +139,12 @@ class Options(TaskOptions):
                 f"max_new_tokens {self.max_new_tokens} and max_length {self.max_length}: no token "
                 "is left for a prompt; raise max_length"
             )
+        if len(set(self.safety_languages)) < len(self.safety_languages):
+            raise ValueError("safety_languages: one is listed twice; list each once")
         return self
 
     def bring(self, num_train: int) -> list[Example]:
-        return safety.examples(num_train, self.safety_ratio)
+        return safety.examples(num_train, self.safety_ratio, self.safety_languages)
 
     def samples(self) -> list[Example]:
         if self.sample_prompts is None:
@@ -147,6 +185,9 @@ class Task:
         answer."""
         return self._render(messages, self._chat(tokenizer), max_new_tokens).tokens
 
+    def answer(self, text: str, tokenizer: Any) -> TokenIds:
+        return self._chat(tokenizer).answer(text)
+
     def outcome(self, text: str) -> Literal["answered", "refused"]:
         return safety.outcome(text)
 
@@ -178,17 +219,36 @@ class Task:
         """Generate answers, and add the likelihood of the right answer if it is known."""
         chat, longest = self._chat(engine.tokenizer), self.options.max_new_tokens
         prompts = [self._render(_messages(example), chat, longest).tokens for example in examples]
-        texts = generate(engine, prompts, Sampling(max_tokens=longest))
+        sampling = Sampling(max_tokens=longest, logprobs=0 if self.has_grades else None)
+        answers = gather(engine.generate(prompts, sampling), len(prompts))
         return [
             Prediction(
                 example.id,
                 (),
                 (),
-                text=text.strip(),
-                figures=self._likelihood(example, chat, engine) if example.response else {},
+                text=answer.text.strip(),
+                figures=(self._likelihood(example, chat, engine) if example.response else {})
+                | self.features(answer.text, answer.logprobs),
             )
-            for example, text in zip(examples, texts, strict=True)
+            for example, answer in zip(examples, answers, strict=True)
         ]
+
+    @property
+    def has_grades(self) -> bool:
+        return self.options.right_answer is not None
+
+    def grade(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> list[bool]:
+        assert self.options.right_answer is not None, "the caller checks has_grades"
+        return [
+            is_right(counts(row, example, self.decisions), self.options.right_answer)
+            for row, example in zip(predictions, examples, strict=True)
+        ]
+
+    def features(self, text: str, logprobs: Sequence[TokenLogprob]) -> dict[str, float]:
+        """Return what the confidence of an answer follows from. A refusal has none."""
+        if not self.has_grades or safety.is_refusal(text):
+            return {}
+        return text_calibration.features([token.logprob for token in logprobs])
 
     def probe(self, engine: "Engine", examples: Sequence[Example]) -> Floats:
         """Return scores without the system prompt, which a release may change. A generated answer
@@ -207,7 +267,7 @@ class Task:
         ]
 
     def results(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Tallies:
-        return tallies(predictions, examples, self.decisions)
+        return tallies(predictions, examples, self.decisions, self.options.right_answer)
 
     def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Metrics:
         assert [row.row_id for row in predictions] == [example.id for example in examples]
