@@ -21,6 +21,7 @@ def first_study(sketch: Sketch, file: str, positive: str | None) -> str:
     path = sketch.options.model_dump(mode="json")["path"]
     has_language_model = sketch.has_answers or sketch.has_questions
     base = LANGUAGE_MODEL if has_language_model else BASE_MODEL
+    encoder = f", or {BASE_MODEL}, an encoder" if sketch.has_questions else ""
     budget = "  token_budget: 1024  # of a micro-batch: sets memory (see medray plan), not results"
     lines = [
         *_heading(sketch, file),
@@ -28,7 +29,7 @@ def first_study(sketch: Sketch, file: str, positive: str | None) -> str:
         *_data_section(sketch),
         *_task_section(sketch, task),
         "base_models:",
-        f"  - source: {base}  # or a Hugging Face Hub id, or a folder",
+        f"  - source: {base}  # or a Hugging Face Hub id, or a folder{encoder}",
         "train:",
         f"  epochs: {8 if sketch.has_mentions else 3}",
         *([budget] if has_language_model else []),

