@@ -13,7 +13,7 @@ from medray.registry.registry import Registry
 from medray.reports import html_report, review, study_data
 from medray.runtime.cluster import Cluster, Node
 from medray.study import preflight
-from medray.study.estimate import Speed, estimate, footprint
+from medray.study.estimate import BaseEstimate, Speed, estimate
 from medray.types import Example
 
 
@@ -121,17 +121,14 @@ def test_an_encoder_and_a_decoder_answer_the_questions_of_one_study(tmp_path: Pa
 
 def test_a_plan_counts_the_options_of_a_text_as_rows_of_an_encoder(tmp_path: Path) -> None:
     cluster = Cluster((Node(cpus=2, gpus=0),), dashboard=None, is_joined=False)
-    plans = {}
-    for budget in (16, 4096):
-        study = tiny.decision_study(tmp_path, f"train.token_budget={budget}", family="bert")
-        (plans[budget],) = estimate(
-            study, cluster, memory_bytes=None, speed=Speed(tokens_per_s=1000)
-        ).bases
-    rows = plans[16].rows
-    assert (rows.num_labels, rows.least_rows) == (1, 8)
-    assert rows.longest < rows.mean  # of all options of a text
-    study = tiny.decision_study(tmp_path, "train.token_budget=16", family="bert")
-    one_text = footprint(
-        study.trial(study.base_models[0]), length=rows.longest, num_labels=1, answer_tokens=0
-    )
-    assert one_text.peak < plans[16].footprint.peak < plans[4096].footprint.peak
+
+    def plan(token_budget: int) -> BaseEstimate:
+        study = tiny.decision_study(tmp_path, f"train.token_budget={token_budget}", family="bert")
+        speed = Speed(tokens_per_s=1000)
+        return estimate(study, cluster, memory_bytes=None, speed=speed).bases[0]
+
+    small = plan(16)
+    assert (small.rows.num_labels, small.rows.least_rows) == (1, 8)
+    assert small.rows.longest < small.rows.mean  # of all options of a text
+    assert plan(8 * small.rows.longest).footprint == small.footprint
+    assert plan(9 * small.rows.longest).footprint.peak > small.footprint.peak
