@@ -3,6 +3,7 @@
 import asyncio
 import time
 from dataclasses import asdict
+from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 
@@ -24,7 +25,15 @@ from medray.serving.routes import (
     choose,
     read_request_id,
 )
-from medray.serving.schemas import ErrorBody, Health, Limits, ModelCard, ModelDetail, ModelList
+from medray.serving.schemas import (
+    ErrorBody,
+    Health,
+    Limits,
+    ModelCard,
+    ModelDetail,
+    ModelList,
+    SystemOneModel,
+)
 from medray.serving.service import Service
 from medray.serving.systemone import SystemOneRequest
 
@@ -119,8 +128,17 @@ def _add_information(api: FastAPI, service: Service) -> None:
 
     @api.get("/v1/models")
     async def models() -> ModelList:
+        day = datetime.fromtimestamp(start, UTC).date().isoformat()
         return ModelList(
-            data=tuple(ModelCard(id=reference, created=start) for reference in service.references)
+            data=tuple(ModelCard(id=reference, created=start) for reference in service.references),
+            models=tuple(
+                SystemOneModel(
+                    name=reference,
+                    description="a release of medray; /v1/releases shows what it answers",
+                    release_date=day,
+                )
+                for reference in service.references
+            ),
         )
 
     @api.get("/v1/models/{model}", responses=ERRORS, response_model=ModelDetail)

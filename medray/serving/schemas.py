@@ -235,9 +235,20 @@ class ModelDetail(ModelCard):
     disclaimer: str | None = None
 
 
+class SystemOneModel(Body):
+    """One entry of /v1/models, as clients of the System One format expect it."""
+
+    name: str
+    description: str
+    release_date: str = Field(description="the day when this server started")
+
+
 class ModelList(Body):
+    """The releases in two forms, so that clients of both formats find theirs."""
+
     object: Literal["list"] = "list"
     data: tuple[ModelCard, ...]
+    models: tuple[SystemOneModel, ...]
 
 
 class ReplicaReport(Body):

@@ -34,6 +34,7 @@ VARYING = (
     "created",
     "data_fingerprint",
     "record",
+    "release_date",
     "split_fingerprint",
     "time",
     "weight_hash",

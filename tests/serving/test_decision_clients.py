@@ -77,3 +77,16 @@ def test_the_sdk_of_system_one_reads_answers_and_errors(url: str) -> None:
         client.system_one(state="a", model="cancer", questions={"fever": fever})
     with pytest.raises(sdk.TypeSafeUnprocessableEntityError, match="state: "):
         client.system_one(state="", model="cancer", questions={"label": label})
+
+
+def test_both_kinds_of_clients_list_the_models(url: str) -> None:
+    import openai
+    import typesafe_sdk as sdk
+
+    names = [
+        model.id for model in openai.OpenAI(base_url=f"{url}/v1", api_key="none").models.list()
+    ]
+    (first, *_) = models = sdk.TypeSafeClient(api_key="none", base_url=url).models.list().models
+    assert [model.name for model in models] == names
+    assert "cancer@best" in names
+    assert len(first.release_date.split("-")) == 3
