@@ -134,6 +134,7 @@ class Message:
 
 QuestionKind = Literal["predicate", "choice", "score"]
 PREDICATE_VALUES = ("true", "false")  # the options of a predicate, in this order
+DecisionFormat = Literal["decisions", "systemone"]  # of a request with typed questions
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +178,7 @@ class QuestionAnswer:
     abstained: bool = False  # the confidence is below the question's threshold
     threshold: float | None = None
     choice: str = ""  # the option that thresholds of the task chose; "": the most probable one
+    is_refusal: bool = False  # a service gave no answer; the probabilities are equal ones
 
     @property
     def value(self) -> str:

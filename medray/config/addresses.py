@@ -1,6 +1,7 @@
-"""Addresses whose secrets are named and not written: `${env:NAME}` and `${file:PATH}`, replaced for
-the moment of their use."""
+"""Addresses: whether they stay on this machine, and secrets in them that are named and not written:
+`${env:NAME}` and `${file:PATH}`, replaced for the moment of their use."""
 
+import ipaddress
 import os
 import re
 from collections.abc import Iterator
@@ -14,6 +15,13 @@ from medray.errors.redaction import MARK, REFERENCE, hide, redact
 _MOST_CHARACTERS = 1 << 14
 _BEFORE_HOST = re.compile(r"(?:\$\{[^{}\n]+\}|[^/?#\s$])*@")
 _HIDDEN = re.compile(rf"(?:[:/]{re.escape(MARK)}@)|(?:[?&#]{re.escape(MARK)}$)")
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def has_reference(address: str) -> bool:

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from medray.config.familiar import FAMILIAR
 from medray.config.files import put_all
+from medray.config.reference import ReferenceConfig
 from medray.config.schema import Plugin, PluginOptions, Section, validate
 from medray.config.search import Axis, SearchConfig, check_optuna
 from medray.config.trial import (
@@ -128,6 +129,9 @@ class StudyConfig(Section):
     data: DataConfig
     task: Annotated[PluginOptions, Plugin("tasks")]
     base_models: tuple[BaseModelConfig, ...] = Field(min_length=1)
+    references: tuple[ReferenceConfig, ...] = Field(
+        (), description="services that answer typed questions, asked about the same rows"
+    )
     model: ModelOptions = ModelOptions()
     lora: LoraConfig = LoraConfig()
     train: TrainConfig
@@ -174,6 +178,8 @@ class StudyConfig(Section):
                 f"search.num_trials {self.search.num_trials} and no search.space: the trials "
                 "would be equal; leave train.learning_rate to search.algorithm auto"
             )
+        if len({reference.name for reference in self.references}) < len(self.references):
+            raise ValueError("references: two have the same url and model; remove one")
         if self.data.split.is_pooled and self.search.num_seeds > 1:
             raise ValueError(
                 f"data.split.kind kfold without fold and search.num_seeds {self.search.num_seeds}: "

@@ -44,7 +44,7 @@ def fit(
     by_kind: dict[QuestionKind, _Answers] = defaultdict(_Answers)
     for prediction, example in zip(predictions, examples, strict=True):
         for answer, shares in zip(prediction.answers, example.answers, strict=False):
-            if shares:
+            if shares and not answer.is_refusal:
                 own = by_kind[answer.kind]
                 own.probabilities.append(answer.probabilities)
                 own.places.append(shares.index(max(shares)))

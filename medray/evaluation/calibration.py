@@ -76,6 +76,8 @@ def calibrate(
 
 
 def _calibrate_answer(record: AnswerCalibrationRecord, answer: QuestionAnswer) -> QuestionAnswer:
+    if answer.is_refusal:
+        return answer
     probabilities = rescale(
         np.array([answer.probabilities]),
         record.temperatures.get(answer.kind, 1.0),

@@ -77,7 +77,7 @@ def _counts(shares: Floats, answer: QuestionAnswer, question: Question) -> dict[
     probabilities = np.array(answer.probabilities)
     truth = question.values[int(shares.argmax())]
     at = question.values.index(answer.value)
-    hit = float(truth == answer.value)
+    hit = float(truth == answer.value and not answer.is_refusal)
     counts = {
         "questions": 1.0,
         "hits": hit,
@@ -85,8 +85,9 @@ def _counts(shares: Floats, answer: QuestionAnswer, question: Question) -> dict[
         "brier": float(((probabilities - shares) ** 2).sum()),
         **bin_counts(float(probabilities[at]), hit),
         f"{_TRUE} {truth}": 1.0,
-        f"{_PREDICTIONS} {answer.value}": 1.0,
     }
+    if not answer.is_refusal:
+        counts[f"{_PREDICTIONS} {answer.value}"] = 1.0
     if hit:
         counts[f"{_HITS} {truth}"] = 1.0
     if not answer.abstained:

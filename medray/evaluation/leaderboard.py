@@ -14,6 +14,7 @@ from medray.evaluation import pooling
 from medray.evaluation.bootstrap import Comparison, Interval, Results, interval, num_rows
 from medray.evaluation.metrics import Metrics, direction
 from medray.evaluation.pooling import Seeds
+from medray.evaluation.service_use import ServiceUse
 from medray.records import Evaluation, MergeRecord, TrialRecord
 
 
@@ -46,6 +47,11 @@ class Entry:
     error: str | None = None
     # For a finalist with several seeds. Its metrics are means; its checkpoint is the best seed's.
     seeds: Seeds | None = None
+    service: ServiceUse | None = None  # of a reference that is a service
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.kind == "reference" and self.service is None
 
 
 @dataclass(frozen=True)
@@ -103,20 +109,22 @@ class Leaderboard:
 
     @property
     def best_baseline(self) -> Entry | None:
-        """Return the best reference on validation rows, or None where the study has none."""
-        references = (entry for entry in self.entries if entry.kind == "reference")
+        """Return the best reference on validation rows that is no service, or None where the study
+        has none."""
+        references = (entry for entry in self.entries if entry.is_baseline)
         return next((entry for entry in references if self.metric in entry.validation), None)
 
     @property
     def main_comparisons(self) -> list[Pairing]:
-        """List the comparisons with the runner-up, the best baseline, and the winner's base model
-        before training."""
+        """List the comparisons with the runner-up, the best baseline, the services, and the
+        winner's base model before training."""
         baseline = self.best_baseline.name if self.best_baseline else ""
         others = {
             entry.name
             for entry in self.entries
             if entry.kind == "trial"
             or entry.name == baseline
+            or entry.service
             or (entry.base_model and entry.base_model == self.best.base_model)
         }
         return [pair for pair in self.comparisons if pair.other in others]
@@ -124,7 +132,9 @@ class Leaderboard:
     def title(self, name: str) -> str:
         """Return an entry's name as it stands within a sentence."""
         is_best = self.best_baseline is not None and name == self.best_baseline.name
-        return f"the best baseline ({name})" if is_best else name
+        is_service = any(entry.service for entry in self.entries if entry.name == name)
+        title = "the best baseline" if is_best else "the service" if is_service else ""
+        return f"{title} ({name})" if title else name
 
     @property
     def better_baselines(self) -> list[Entry]:
@@ -137,9 +147,7 @@ class Leaderboard:
             and not pair.is_tie
             and sign * pair.comparison.difference < 0
         }
-        return [
-            entry for entry in self.entries if entry.kind == "reference" and entry.name in better
-        ]
+        return [entry for entry in self.entries if entry.is_baseline and entry.name in better]
 
 
 def best_evaluation(history: Sequence[Evaluation], metric: str) -> Evaluation | None:

@@ -11,6 +11,7 @@ from medray.evaluation.analysis import Analysis
 from medray.evaluation.bootstrap import Comparison, Interval
 from medray.evaluation.leaderboard import Entry, Leaderboard, Pairing, merge_of
 from medray.evaluation.pooling import Seeds
+from medray.evaluation.service_use import ServiceUse
 from medray.records import Evaluation
 from medray.text.csv_text import write_table
 
@@ -41,6 +42,7 @@ def from_json(text: str, where: str) -> Leaderboard:
                     **entry,
                     "test_interval": _interval(entry["test_interval"]),
                     "seeds": _seeds(entry.get("seeds")),
+                    "service": ServiceUse(**use) if (use := entry.get("service")) else None,
                 }
             )
             for entry in raw.pop("entries")
@@ -91,6 +93,7 @@ def rows(board: Leaderboard) -> Iterator[dict[str, Any]]:
             "seconds": entry.seconds,
             "seconds_to_first_step": entry.seconds_to_first_step,
             "ms_per_row": entry.ms_per_row,
+            **(entry.service.columns() if entry.service else {}),
             **{f"settings.{path}": value for path, value in entry.settings.items()},
             "checkpoint": entry.checkpoint,
             "error": entry.error,
@@ -164,7 +167,9 @@ def cells(board: Leaderboard) -> tuple[list[str], list[list[str]]]:
         f"validation {metric}",
         f"test {metric} (95 %)",
     ]
-    heads += ["parameters", "trainable", "training s", "test ms/row", "settings"]
+    heads += ["parameters", "trainable", "training s", "test ms/row"]
+    has_services = any(entry.service for entry in board.entries)
+    heads += ["tokens", "cost"] * has_services + ["settings"]
     body = []
     for place, entry in enumerate(board.entries, start=1):
         name = f"{entry.name} (winner)" if entry.name == board.winner else entry.name
@@ -182,6 +187,7 @@ def cells(board: Leaderboard) -> tuple[list[str], list[list[str]]]:
             _cell(entry.num_trainable, ",d"),
             _cell(entry.seconds, ".0f"),
             _cell(entry.ms_per_row, ".1f"),
+            *(entry.service.cells() if entry.service else ["", ""] * has_services),
             ", ".join(f"{path}={_value(value)}" for path, value in entry.settings.items()),
         ]
         body.append(row)
@@ -236,6 +242,7 @@ def sentences(board: Leaderboard, winner_analysis: Analysis | None = None) -> li
             f"{comparison.difference:+.4f} (95 % interval {comparison.low:+.4f} to "
             f"{comparison.high:+.4f}): {verdict}"
         )
+    lines += [entry.service.sentence(entry.name) for entry in board.entries if entry.service]
     lines += analysis.sentences(winner_analysis.best) if winner_analysis else []
     if best.test_interval is None:
         lines.append(

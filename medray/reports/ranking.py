@@ -200,6 +200,8 @@ def _table(data: StudyData) -> ReportTable:
     entries = data.board.entries
     # A trial has the name of its base model, unless that name is not unique or not a file name.
     has_base = any(not entry.name.startswith(base_name(entry.base_model)) for entry in data.trials)
+    has_services = any(entry.service for entry in entries)
+    heads += ["tokens", "cost"] * has_services
     heads = heads if has_base else [head for head in heads if head != "base model"]
     rows = [
         [
@@ -216,6 +218,7 @@ def _table(data: StudyData) -> ReportTable:
             compact(entry.num_trainable),
             duration(entry.seconds),
             "" if entry.ms_per_row is None else f"{entry.ms_per_row:.1f}",
+            *(entry.service.cells() if entry.service else ["", ""] * has_services),
             *(setting(entry.settings[path]) if path in entry.settings else "" for path in paths),
         ]
         for entry in entries

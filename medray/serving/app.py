@@ -23,11 +23,12 @@ from ray.serve.config import HTTPOptions
 from ray.serve.context import _get_global_client
 
 from medray.client import Client
+from medray.config.addresses import is_loopback
 from medray.errors import ArtifactError, ServingError
 from medray.registry.registry import Registry
 from medray.runtime import cluster, session_files
 from medray.serving import front
-from medray.serving.auth import check_address, is_loopback
+from medray.serving.auth import check_address
 from medray.serving.deployments import QUIET, Deployments
 from medray.serving.schemas import AppOptions, path_of
 from medray.storage import checkpoint, files

@@ -2,12 +2,12 @@
 
 import hashlib
 import hmac
-import ipaddress
 import re
 import stat
 from collections.abc import Iterable
 from pathlib import Path
 
+from medray.config.addresses import is_loopback
 from medray.errors import ConfigError, ServingError
 
 _EMPTY_DIGESTS = {hashlib.sha256(text).hexdigest() for text in (b"", b"\n")}
@@ -21,13 +21,6 @@ def check_address(host: str, *, has_tokens: bool) -> None:
         f"{host}: other machines can reach this address; set tokens_file (one SHA-256 per line), "
         "set open_to_all: true to serve without tokens, or use 127.0.0.1"
     )
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def digest(token: str) -> str:

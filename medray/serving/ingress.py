@@ -15,9 +15,10 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Counter, Histogram
 
+from medray.config.addresses import is_loopback
 from medray.serving import auth, front
 from medray.serving.api import make_api
-from medray.serving.auth import check_address, is_loopback
+from medray.serving.auth import check_address
 from medray.serving.cards import ReleaseCard
 from medray.serving.refusals import Refusal
 from medray.serving.replica_setup import audit, open_audit_log, prepare

@@ -31,6 +31,7 @@ from medray.serving.refusals import Refusal, error_response
 from medray.serving.routes import ERRORS
 from medray.serving.schemas import DECISIONS_PATH
 from medray.serving.service import Inquiry, InquiryReply
+from medray.tasks.base.decision_formats import decisions_question
 from medray.tasks.base.questions import concentration
 from medray.types import PREDICATE_VALUES, Question, QuestionAnswer, QuestionOption
 
@@ -252,25 +253,7 @@ def example_request(model: str, questions: Sequence[Question]) -> dict[str, Any]
     return {
         "model": model,
         "input": "your text",
-        "questions": [_body(question) for question in questions],
-    }
-
-
-def _body(question: Question) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        "type": question.kind,
-        "name": question.name,
-        "instructions": question.instructions,
-    }
-    if question.kind == "predicate":
-        return fields
-    options, value = ("choices", "value") if question.kind == "choice" else ("levels", "label")
-    return fields | {
-        options: [
-            {value: option.value}
-            | ({"description": option.description} if option.description else {})
-            for option in question.options
-        ]
+        "questions": [decisions_question(question) for question in questions],
     }
 
 

@@ -9,8 +9,8 @@ import ray
 from ray import serve
 from ray.serve._private import replica as serve_replica
 
+from medray.config.addresses import is_loopback
 from medray.errors import ConfigError, ServingError
-from medray.serving.auth import is_loopback
 from medray.storage.private import make_folder
 
 audit = logging.getLogger("medray.audit")  # one line per request

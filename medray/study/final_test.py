@@ -21,6 +21,7 @@ from medray.study import candidates, references
 from medray.study.candidates import Caller, Candidate
 from medray.study.materials import Materials
 from medray.study.placement import Placement
+from medray.study.services import DecisionService
 from medray.tasks.base import protocol as tasks
 from medray.tasks.base.encoders import for_base
 from medray.tasks.base.protocol import QuestionTask, Task, has_confident_texts
@@ -109,13 +110,15 @@ def final_test(
     placement: Placement,
     call: Caller,
     log_dir: Path,
+    services: Sequence[DecisionService] = (),
 ) -> Verdict:
-    """Test the finalists and the baselines, and each base model where the task needs no training.
+    """Test the finalists, the baselines and the services, and each base model where the task needs
+    no training.
 
     Finalists have one order in all folds. Their predictions are pooled over the folds, so each
     candidate predicts each test row once."""
     folds = _folds(study, finalists, materials)
-    by_fold, references_by_fold = _predict(study, folds, materials.task, placement, call)
+    by_fold, references_by_fold = _predict(study, folds, materials.task, placement, call, services)
     labels = [fold.dataset.open_test(log_dir, f"study {study.name}") for fold in folds]
     rows = LabeledRows(
         [example for fold in folds for example in fold.dataset.validation],
@@ -150,7 +153,12 @@ def final_test(
 
 
 def _predict(
-    study: StudyConfig, folds: Sequence[Fold], task: Task, placement: Placement, call: Caller
+    study: StudyConfig,
+    folds: Sequence[Fold],
+    task: Task,
+    placement: Placement,
+    call: Caller,
+    services: Sequence[DecisionService],
 ) -> tuple[list[list[Candidate]], list[list[Candidate]]]:
     """Predict the rows of each fold without test labels, and return its finalists and its
     references."""
@@ -159,6 +167,7 @@ def _predict(
     encoder = references.frozen_encoder(bases, task, placement, call)
     for fold in folds:
         rows, validation = fold.dataset.unlabelled_test(), fold.dataset.validation
+        answers = [service.candidate(task, validation, rows) for service in services]
         by_fold.append(
             candidates.finalist_candidates(fold.entries, rows, validation, placement, call)
         )
@@ -174,7 +183,7 @@ def _predict(
             baselines += candidates.base_model_candidates(
                 configs, fold_task, rows, validation, placement, call
             )
-        references_by_fold.append(baselines)
+        references_by_fold.append([*baselines, *answers])
     return by_fold, references_by_fold
 
 
@@ -236,6 +245,8 @@ def _pool(folds: Sequence[Candidate]) -> Candidate:
     entry = folds[0].entry
     if entry.kind == "reference" and any(fold.entry.settings != entry.settings for fold in folds):
         entry = replace(entry, settings={})
+    # A service counts all its requests, so the last fold has those of every fold.
+    entry = replace(entry, service=folds[-1].entry.service)
     return replace(
         folds[0],
         entry=entry,

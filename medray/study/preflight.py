@@ -84,19 +84,24 @@ def _references(study: StudyConfig) -> list[str]:
         if (
             has_reference(str(value))
             and not setting.startswith("data.format.")
-            and setting != "mlflow.tracking_uri"
+            and setting not in ("mlflow.tracking_uri", "references")
         ):
             mistakes.append(
-                f"{setting}: {value}: only data.format and mlflow.tracking_uri may refer to a "
-                "secret; "
-                "write the value itself"
+                f"{setting}: {value}: only data.format, mlflow.tracking_uri and the token of a "
+                "reference may refer to a secret; write the value itself"
             )
-    if study.mlflow:
+    addresses = {"mlflow.tracking_uri": study.mlflow.tracking_uri} if study.mlflow else {}
+    addresses |= {
+        f"references.{place}.token": reference.token
+        for place, reference in enumerate(study.references)
+        if reference.token
+    }
+    for setting, address in addresses.items():
         try:
-            with resolve(study.mlflow.tracking_uri):
+            with resolve(address):
                 pass
         except ConfigError as err:
-            mistakes.append(f"mlflow.tracking_uri: {err}")
+            mistakes.append(f"{setting}: {err}")
     return mistakes
 
 

@@ -19,7 +19,7 @@ CHANGEABLE = (
     "search.tie",
     "search.tie.parameters",
 )
-_CHANGEABLE_SECTIONS = ("publish", "resources")
+_CHANGEABLE_SECTIONS = ("publish", "references", "resources")
 _CHANGEABLE_MEMORY = ("train.token_budget", "train.keep_checkpoints")
 _MOST_NAMES = 6  # in the error message
 
@@ -79,6 +79,7 @@ def wants_more(old: StudyConfig, new: StudyConfig) -> bool:
         or after.num_finalists > before.num_finalists
         or after.num_seeds > before.num_seeds
         or after.tie != before.tie
+        or new.references != old.references
     )
 
 

@@ -27,6 +27,7 @@ from medray.study.placement import Placement, place
 from medray.study.repeats import Repeats
 from medray.study.run import Conclusion, Run
 from medray.study.search import Plan, Search, most_trials
+from medray.study.services import DecisionService
 from medray.study.session import Session, Watcher
 from medray.tasks.base import protocol as tasks
 from medray.tasks.base.protocol import Task
@@ -76,6 +77,7 @@ def run(
             )
             placements = list(map(place_trial, configs))
             materials = prepare(study, run, watcher)
+            services = _services(study, run, materials, watcher)
             plan = Search(
                 study,
                 metric(study),
@@ -104,9 +106,8 @@ def run(
             finalists = repeat(study, run, entries, plan, train)
             watcher.stage(f"predicting the test rows with {len(finalists)} finalist(s)")
             largest = max(placements, key=lambda placement: (placement.gpus, placement.cpus))
-            verdict = final_test(
-                study, finalists, materials, largest, call, run.storage_dir / "test_log"
-            )
+            log_dir = run.storage_dir / "test_log"
+            verdict = final_test(study, finalists, materials, largest, call, log_dir, services)
             run.finish(conclude(study, run, entries, finalists, verdict, materials.task))
     board = run.leaderboard()
     _check_every_base_model(study, board)
@@ -147,6 +148,19 @@ def prepare(study: StudyConfig, run: Run, watcher: Watcher) -> Materials:
         except ArtifactError as err:
             log.warning("base model %s: its trials will fail: %s", base.source, err)
     return materials
+
+
+def _services(
+    study: StudyConfig, run: Run, materials: Materials, watcher: Watcher
+) -> list[DecisionService]:
+    """Return the study's services, each of which has answered about a first row."""
+    services = [
+        DecisionService(reference, run.storage_dir / "services") for reference in study.references
+    ]
+    for service in services:
+        watcher.stage(f"asking {service.config.url} about the texts of {study.name}")
+        service.check(materials.task, materials.dataset(study.data).validation)
+    return services
 
 
 def search(

@@ -307,7 +307,10 @@ class Task(ClosedSetTask):
             return metrics.multi_label(truth, probabilities, predicted_labels, self.labels)
         check_one_label(examples, _OR_SEVERAL)
         classes = [places(example, self.labels)[0] for example in examples]
-        answers = [self.labels.index(row.labels[0]) for row in predictions]
+        answers = [
+            self.labels.index(row.labels[0]) if row.labels else metrics.NO_ANSWER
+            for row in predictions
+        ]
         return metrics.single_label(
             classes, probabilities, answers, self.labels, self.options.positive_label
         )

@@ -18,13 +18,13 @@ from support import tiny
 from support.serve_session import end_serve
 
 from medray.client import Client
+from medray.config.addresses import is_loopback
 from medray.config.load import load_study
 from medray.config.study import StudyConfig
 from medray.errors import ServingError
 from medray.registry.registry import Registry
 from medray.runtime.cluster import Cluster, free_port
 from medray.serving import front
-from medray.serving.auth import is_loopback
 from medray.serving.schemas import AppOptions
 
 FOLDER = Path(__file__).parents[2] / "serve_configs"

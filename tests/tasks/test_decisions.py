@@ -200,3 +200,25 @@ def test_a_label_is_the_answer_to_a_question_about_labels(tmp_path):
         Task.fit(Options(name="decisions"), sets, train)
     with pytest.raises(DataError, match="c: the row has the labels cell, fever"):
         task.encode([Example("c", "x", ("cell", "fever"))], tiny.tokenizer("llama"))
+
+
+def test_a_text_with_1_10_or_100_questions_is_read_once_in_one_pass(tmp_path):
+    engine, task = engine_of(tmp_path), task_of(max_length=128)
+    passes: list[int] = []
+    engine.network.get_input_embeddings().register_forward_pre_hook(
+        lambda module, args: passes.append(args[0].numel())
+    )
+    text = "the tumour renal blood " * 20
+
+    def num_tokens(num_questions: int) -> int:
+        passes.clear()
+        questions = tuple(replace(SURGERY, name=f"q{place}") for place in range(num_questions))
+        (answer,) = task.predict(engine, [row(text, questions=questions)])
+        assert len(answer.answers) == num_questions
+        (tokens,) = passes
+        return tokens
+
+    one, ten, hundred = map(num_tokens, (1, 10, 100))
+    per_question = (ten - one) / 9
+    assert hundred == one + 99 * per_question
+    assert one - per_question == len(ids_of(text))
