@@ -36,7 +36,11 @@ def test_langchain_reads_choices_predicates_and_refusals(url: str) -> None:
     fever = decisions.Predicate(instructions="Has the patient fever?")
     assert ask("findings", "high fever", fever=fever).predicates["fever"].probability == 0.9
     refusal = ask("cancer", "an unclear text", label=label).refusals["label"]
-    assert refusal.model_extra == {"answer_confidence": pytest.approx(2 / 3), "threshold": 0.6}
+    assert refusal.model_extra == {
+        "answer_confidence": pytest.approx(2 / 3),
+        "threshold": 0.6,
+        "citations": None,
+    }
 
 
 def test_litellm_reads_both_formats(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
