@@ -94,7 +94,11 @@ class DataConfig(Section):
 
 class ModelOptions(Section):
     precision: PrecisionChoice = Field(
-        "auto", description="arithmetic; auto times fp32 against bf16 on a real micro-batch"
+        "auto",
+        description=(
+            "arithmetic; auto times fp32 against bf16 on a real micro-batch; on a GPU it is bf16, "
+            "or fp16 below compute capability 8.0"
+        ),
     )
     quantization: Literal["none", "nf4"] = Field(
         "none", description="nf4: the base's layers in 4 bits, heads unchanged (QLoRA)"

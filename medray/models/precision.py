@@ -58,11 +58,18 @@ def default_precision(choice: PrecisionChoice) -> Precision:
 
 
 def fast_precision(device: str) -> Precision:
-    """Return bf16 where the hardware multiplies it, fp16 on older GPUs, and fp32 elsewhere."""
+    """Return the 16 bits that the hardware multiplies, and fp32 where it multiplies neither."""
     if device == "cuda":
-        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
-    has_bf16 = _has_avx512_bf16() or torch.cpu._is_amx_tile_supported()
-    return "bf16" if has_bf16 else "fp32"
+        return gpu_precision()
+    return "bf16" if _has_avx512_bf16() or torch.cpu._is_amx_tile_supported() else "fp32"
+
+
+def gpu_precision() -> Precision:
+    """Return bf16 for a GPU that multiplies it, fp16 for one that multiplies only that."""
+    capability = torch.cuda.get_device_capability()
+    if capability >= (8, 0):
+        return "bf16"
+    return "fp16" if capability >= (7, 0) else "fp32"
 
 
 def multiplies_bf16() -> bool:
@@ -177,8 +184,8 @@ def choose(
     folder: Path,
     study: tuple[Path, tuple[str, ...]],
 ) -> PrecisionRecord:
-    """Return the precision of a trial: for `auto`, the faster of fp32 and bf16 on a real
-    micro-batch.
+    """Return the precision of a trial: for `auto`, that of a GPU, or the faster of fp32 and bf16 on
+    a real micro-batch. A GPU is not timed: a step in fp32 may not fit into its memory.
 
     The result is stored twice. The trials of a study share it by `study`, which names the folder of
     the study and the base model, so that shapes, threads and nodes do not change it. Later studies
@@ -186,6 +193,8 @@ def choose(
     """
     if choice != "auto":
         return PrecisionRecord(actual=choice, setting=choice)
+    if device == "cuda":
+        return PrecisionRecord(actual=gpu_precision(), setting=choice)
     names = (*key, *map(str, shape), str(torch.get_num_threads()), device, processor(device))
     return _once(*study, lambda: _once(folder, names, lambda: time_steps(forward, shape, device)))
 

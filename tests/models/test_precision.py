@@ -15,7 +15,7 @@ from medray.engines.transformers import TransformersEngine
 from medray.models.batch import bf16_width
 from medray.models.build import BuiltModel
 from medray.models.families import ENCODERS, FAMILIES
-from medray.models.precision import PackedLinear, cast, cast_within, multiplies_bf16
+from medray.models.precision import PackedLinear, cast, cast_within, choose, multiplies_bf16
 from medray.types import Head
 
 needs_bf16 = pytest.mark.skipif(not multiplies_bf16(), reason="no AVX512_BF16")
@@ -123,3 +123,31 @@ def test_no_row_becomes_wider_than_there_are_positions(tmp_path: Path) -> None:
     assert (
         bf16_width(tiny.merged_model(tmp_path, "llama", Head(("a", "b"))).network.config, 17) == 17
     )
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision"),
+    [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp16"), ((6, 1), "fp32")],
+)
+def test_on_a_gpu_auto_follows_its_capability_and_takes_no_step(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int],
+    precision: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+
+    def forward() -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    record = choose(
+        "auto",
+        forward,
+        shape=(8, 64),
+        device="cuda",
+        key=("model",),
+        folder=tmp_path,
+        study=(tmp_path, ("study",)),
+    )
+    assert (record.actual, record.setting, record.seconds) == (precision, "auto", {})
+    assert list(tmp_path.iterdir()) == []
