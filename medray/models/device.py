@@ -1,6 +1,13 @@
-"""The device that a process computes on."""
+"""The device that a process computes on, and the errors by which its memory runs out."""
 
 import torch
+
+_OUT_OF_MEMORY = (
+    "out of memory",  # of CUDA's allocator, its driver and NCCL
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 def device_of(num_gpus: float | None) -> str:
@@ -8,3 +15,9 @@ def device_of(num_gpus: float | None) -> str:
 
     Ray 2.60 shows every GPU of the node also to a process that has reserved none."""
     return "cuda" if num_gpus != 0 and torch.cuda.is_available() else "cpu"
+
+
+def is_out_of_memory(err: BaseException) -> bool:
+    return isinstance(err, (torch.OutOfMemoryError, MemoryError)) or any(
+        words in str(err) for words in _OUT_OF_MEMORY
+    )

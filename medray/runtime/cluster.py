@@ -43,6 +43,8 @@ JOB_VARIABLES = {
     # CPU seconds.
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # each micro-batch has another length, and the allocator's usual blocks would not fit the next
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
     "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": "300",  # 30 s fail on a busy machine
 }
 _PASSED_ON = ("MEDRAY_CACHE", "HF_HUB_OFFLINE", "HF_HOME", "HF_ENDPOINT", "TOKENIZERS_PARALLELISM")

@@ -1,5 +1,6 @@
 """The training loop over the rows of a slot. It knows no task by name, no disk and no Ray."""
 
+import gc
 import hashlib
 import logging
 import math
@@ -16,6 +17,7 @@ from medray.data.prepared import EncodedSplit
 from medray.engines.scoring import branch_scores, head_scores
 from medray.errors import TrialError
 from medray.models.batch import answer_places, collate, logits_at
+from medray.models.device import is_out_of_memory
 from medray.models.families import Side
 from medray.models.precision import arithmetic
 from medray.records import Evaluation
@@ -165,18 +167,16 @@ class Loop:
         while True:
             step = self.steps()[slot.cursor[1]]
             batches = step.ranks[self.rank]
+            loss: float | None
             try:
                 loss = self.accumulate(step, batches)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as err:
-                if not _is_out_of_memory(err):
+                if not is_out_of_memory(err):
                     raise
-                if not self.strategy.repeats_alone:
-                    raise TrialError(
-                        f"out of memory, and strategy {self.train.strategy} cannot repeat a step; "
-                        f"change {_ADVICE}"
-                    ) from err
-                self.strategy.abandon()
-                self._halve_budget(batches, err)
+                self._check_repeats(batches, err)
+                loss = None
+            if loss is None:  # only now, without the error, are the activations of the step free
+                self._halve_budget(batches)
                 continue
             loss, num_interrupted = self.strategy.reduce((loss, float(self.is_interrupted())))
             if not math.isfinite(loss):
@@ -243,11 +243,23 @@ class Loop:
             AnswerLogits(logits, torch.tensor(rows, device=self.device), tokens), loss_inputs
         )
 
-    def _halve_budget(self, batches: Sequence[MicroBatch], err: BaseException) -> None:
+    def _check_repeats(self, batches: Sequence[MicroBatch], err: BaseException) -> None:
+        """Raise where a step that ran out of memory cannot be repeated with less."""
+        if not self.strategy.repeats_alone:
+            raise TrialError(
+                f"out of memory, and strategy {self.train.strategy} cannot repeat a step; "
+                f"change {_ADVICE}"
+            ) from err
         if all(len(batch.rows) == 1 for batch in batches):
             raise TrialError(
                 f"out of memory with one row of {max(self.rows.lengths)} tokens; change {_ADVICE}"
             ) from err
+
+    def _halve_budget(self, batches: Sequence[MicroBatch]) -> None:
+        self.strategy.abandon()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         if self.token_budget == self.train.token_budget:
             log.warning(
                 "out of memory: the step is repeated with half the token budget and the same "
@@ -261,20 +273,12 @@ class Loop:
         )
         self.token_budget = max(1, min(self.token_budget, longest) // 2)
         log.info("token budget is now %d", self.token_budget)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
 
 _ADVICE = (
     "train.token_budget, task.max_length, model.gradient_checkpointing (true) or model.precision "
     "(bf16)"
 )
-
-
-def _is_out_of_memory(err: BaseException) -> bool:
-    return isinstance(err, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(
-        err
-    )
 
 
 def _seed(*parts: int) -> int:

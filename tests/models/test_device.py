@@ -1,9 +1,10 @@
-"""The device of a process follows the GPUs that are reserved for it."""
+"""The device of a process follows the GPUs that are reserved for it, and its words for too little
+memory are known."""
 
 import pytest
 import torch
 
-from medray.models.device import device_of
+from medray.models.device import device_of, is_out_of_memory
 
 
 @pytest.mark.parametrize(
@@ -21,3 +22,20 @@ def test_a_gpu_is_used_only_where_it_is_reserved_or_nothing_is(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: is_available)
     assert device_of(num_gpus) == device
+
+
+@pytest.mark.parametrize(
+    ("err", "is_known"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (torch.AcceleratorError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("NCCL error: unhandled cuda error: Cuda failure 2 'out of memory'"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 1 bytes"), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+    ],
+)
+def test_every_word_for_too_little_memory_is_known(err: Exception, is_known: bool) -> None:
+    assert is_out_of_memory(err) == is_known

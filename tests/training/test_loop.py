@@ -2,6 +2,7 @@
 memory."""
 
 import logging
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -276,6 +277,31 @@ def test_out_of_memory_halves_the_budget_and_repeats_the_step_with_the_same_resu
     ] == [1]
     for name, parameter in weights_of(calm).items():
         torch.testing.assert_close(weights_of(trial)[name], parameter, rtol=1e-3, atol=1e-4)
+
+
+def test_the_activations_of_a_step_that_ran_out_of_memory_are_free_before_it_is_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = tiny.trial(tiny.study(tmp_path, "train.epochs=1"), tmp_path)
+    layer = trial.model.network.base_model.model.bert.encoder.layer[1].output
+    activations: list[weakref.ref[torch.Tensor]] = []
+    num_alive = []
+
+    def run_out(module: Any, inputs: Any, outputs: torch.Tensor) -> None:
+        if not activations:
+            activations.append(weakref.ref(outputs))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def empty_cache() -> None:
+        num_alive.append(sum(activation() is not None for activation in activations))
+
+    layer.register_forward_hook(run_out)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "empty_cache", empty_cache)
+        loop = trial.make_loop()
+        loop.take_step()
+    assert num_alive == [0]
 
 
 def test_one_row_that_does_not_fit_ends_the_trial_with_the_settings_that_help(
