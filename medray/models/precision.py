@@ -98,6 +98,21 @@ def arithmetic_of(
     )
 
 
+@contextmanager
+def fast_products(precision: Precision, device: str) -> Iterator[None]:
+    """Let a GPU multiply fp32 as TF32 inside a block, for training. Evaluations and probes outside
+    it stay exact."""
+    if device != "cuda" or precision != "fp32":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 class PackedLinear(Module):
     """A linear layer in bf16 on a CPU. It calls the operators that PyTorch's compiler uses."""
 

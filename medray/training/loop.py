@@ -17,9 +17,9 @@ from medray.data.prepared import EncodedSplit
 from medray.engines.scoring import branch_scores, head_scores
 from medray.errors import TrialError
 from medray.models.batch import answer_places, collate, logits_at
-from medray.models.device import is_out_of_memory
+from medray.models.device import fast_products, is_out_of_memory
 from medray.models.families import Side
-from medray.models.precision import arithmetic
+from medray.models.precision import arithmetic, fast_precision
 from medray.records import Evaluation
 from medray.tasks.base.branches import BranchLoss, BranchRow, HeadBranchLoss
 from medray.tasks.base.language_model import AnswerLogits, LanguageModelLoss
@@ -182,8 +182,7 @@ class Loop:
             if not math.isfinite(loss):
                 raise TrialError(
                     f"the loss is {loss} at step {slot.step + 1} (epoch {slot.cursor[0] + 1}); "
-                    "lower "
-                    "train.learning_rate, or set model.precision: fp32"
+                    f"lower train.learning_rate{self._wider()}"
                 )
             self.strategy.step()
             return loss, step, num_interrupted > 0
@@ -192,15 +191,16 @@ class Loop:
         """Return the loss of a step, and leave its gradients, divided by the step's weight, on the
         parameters."""
         self.model.train()
-        total = 0.0
-        for index, batch in enumerate(batches):
-            torch.manual_seed(_seed(self.slot.rng, *self.slot.cursor, index, self.rank))
-            with arithmetic(self.precision, self.device):
-                sums = self.loss(batch)
-            part = sums.sum() * (0.0 if batch.fill else 1.0) / step.weight
-            self.strategy.backward(part, last=index == len(batches) - 1)
-            total += float(part.detach())
-        return total
+        parts = []
+        with fast_products(self.precision, self.device):
+            for index, batch in enumerate(batches):
+                torch.manual_seed(_seed(self.slot.rng, *self.slot.cursor, index, self.rank))
+                with arithmetic(self.precision, self.device):
+                    sums = self.loss(batch)
+                part = sums.sum() * (0.0 if batch.fill else 1.0) / step.weight
+                self.strategy.backward(part, last=index == len(batches) - 1)
+                parts.append(part.detach())
+        return sum(torch.stack(parts).cpu().tolist(), 0.0)  # a GPU is waited for once per step
 
     def loss(self, batch: MicroBatch) -> Tensor:
         """Return the weighted loss of each row."""
@@ -242,6 +242,13 @@ class Loop:
         return self.row_loss(
             AnswerLogits(logits, torch.tensor(rows, device=self.device), tokens), loss_inputs
         )
+
+    def _wider(self) -> str:
+        """Return the advice to use a precision with a wider range, where there is one."""
+        if self.precision != "fp16":
+            return "" if self.precision == "fp32" else ", or set model.precision: fp32"
+        wider = "bf16" if self.device == "cuda" and fast_precision("cuda") == "bf16" else "fp32"
+        return f", or set model.precision: {wider}"
 
     def _check_repeats(self, batches: Sequence[MicroBatch], err: BaseException) -> None:
         """Raise where a step that ran out of memory cannot be repeated with less."""

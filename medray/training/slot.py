@@ -141,7 +141,10 @@ def open_slot(
         [
             {"params": members, "lr": rate, "weight_decay": decay}
             for (rate, decay), members in groups.items()
-        ]
+        ],
+        # one kernel per step; DeepSpeed has an optimizer state of its own form
+        fused=(train.zero_stage is None and all(each.is_cuda for each in parameters.values()))
+        or None,
     )
     schedule = LambdaLR(optimizer, lambda step: rate_factor(step, num_steps, train))
     return Slot(parameters, optimizer, schedule, rng=seed, num_steps=num_steps, stopper=stopper)

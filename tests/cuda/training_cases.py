@@ -14,6 +14,7 @@ import torch
 from support import tiny
 from support.pretend_cuda import Device, DeviceMismatchError
 
+from medray.errors import TrialError
 from medray.registry import loading
 from medray.training.loop import Loop
 from medray.training.trial import Trial
@@ -140,6 +141,41 @@ def test_a_tensor_that_stays_on_the_cpu_is_reported(tmp_path: Path) -> None:
     norm = trial.model.network.base_model.model.bert.embeddings.LayerNorm
     norm.weight = torch.nn.Parameter(torch.ones(32), requires_grad=False)
     with pytest.raises(DeviceMismatchError, match=r"cuda:0 and, of shape \(32,\), on the cpu"):
+        trial.run()
+
+
+def test_training_alone_uses_tf32_and_the_optimizer_takes_one_kernel_per_group(
+    tmp_path: Path, gpu: Device
+) -> None:
+    trial = make(tmp_path, "classification", "bert", "train.max_steps=2", "train.epochs=null")
+    settings: set[tuple[bool, str]] = set()
+
+    def note(module: Any, inputs: Any, outputs: Any) -> None:
+        settings.add((module.training, torch.get_float32_matmul_precision()))
+
+    trial.model.network.base_model.model.bert.pooler.register_forward_hook(note)
+    trial.run()
+    assert settings == {(True, "high"), (False, "highest")}
+    num_groups = len(trial.slot.optimizer.param_groups)
+    assert gpu.kernels["aten::_fused_adamw_"] == 2 * num_groups
+
+
+@pytest.mark.parametrize(
+    ("precision", "capability", "advice"),
+    [("fp16", (9, 0), "bf16"), ("fp16", (7, 5), "fp32"), ("bf16", (9, 0), "fp32")],
+)
+def test_a_loss_that_is_no_number_names_a_precision_of_wider_range(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    capability: tuple[int, int],
+    advice: str,
+) -> None:
+    trial = make(tmp_path, "classification", "bert", f"model.precision={precision}")
+    loss = Loop.loss
+    monkeypatch.setattr(Loop, "loss", lambda self, batch: loss(self, batch) * torch.nan)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    with pytest.raises(TrialError, match=f"lower .*, or set model.precision: {advice}$"):
         trial.run()
 
 

@@ -4,7 +4,7 @@ memory are known."""
 import pytest
 import torch
 
-from medray.models.device import device_of, is_out_of_memory
+from medray.models.device import device_of, fast_products, is_out_of_memory
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,12 @@ def test_a_gpu_is_used_only_where_it_is_reserved_or_nothing_is(
 )
 def test_every_word_for_too_little_memory_is_known(err: Exception, is_known: bool) -> None:
     assert is_out_of_memory(err) == is_known
+
+
+def test_a_gpu_multiplies_fp32_as_tf32_inside_the_block_alone() -> None:
+    inside = []
+    for precision, device in (("fp32", "cuda"), ("bf16", "cuda"), ("fp32", "cpu")):
+        with fast_products(precision, device):  # type: ignore[arg-type]
+            inside.append(torch.get_float32_matmul_precision())
+        assert torch.get_float32_matmul_precision() == "highest"
+    assert inside == ["high", "highest", "highest"]

@@ -15,7 +15,13 @@ from medray.engines.transformers import TransformersEngine
 from medray.models.batch import bf16_width
 from medray.models.build import BuiltModel
 from medray.models.families import ENCODERS, FAMILIES
-from medray.models.precision import PackedLinear, cast, cast_within, choose, multiplies_bf16
+from medray.models.precision import (
+    PackedLinear,
+    cast,
+    cast_within,
+    choose,
+    multiplies_bf16,
+)
 from medray.types import Head
 
 needs_bf16 = pytest.mark.skipif(not multiplies_bf16(), reason="no AVX512_BF16")

@@ -85,6 +85,9 @@ class DeviceTensor(Tensor):
         Tensor.data.__set__(self, other)  # type: ignore[attr-defined]
         self.inner = other.inner
 
+    def tolist(self) -> Any:
+        return self.cpu().tolist()  # PyTorch's own method takes no subclass
+
     def __repr__(self, **_: Any) -> str:
         return f"DeviceTensor({tuple(self.shape)}, {self.dtype})"
 

@@ -89,7 +89,9 @@ def _parameters(slot: Slot) -> Tensors:
 def _restore_moments(slot: Slot, parameters: Tensors) -> None:
     for name, parameter in slot.parameters.items():
         moments = {key: moment for key, moment in parameters[name].items() if key != VALUE}
+        # the fused optimizer counts its steps on the device
+        step_device = parameter.device if slot.optimizer.defaults["fused"] else "cpu"
         slot.optimizer.state[parameter] = {
-            key: moment.clone() if moment.ndim == 0 else moment.to(parameter, copy=True)
+            key: moment.to(step_device if moment.ndim == 0 else parameter, copy=True)
             for key, moment in moments.items()
         }
