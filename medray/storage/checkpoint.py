@@ -8,7 +8,7 @@ import platform
 import subprocess
 from collections.abc import Callable, Mapping
 from functools import cache
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -208,6 +208,8 @@ def versions() -> dict[str, str]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
+    # A source tree need not be installed. Its package is imported from above this layer.
+    versions.setdefault("medray", import_module("medray").__version__)
     return versions
 
 

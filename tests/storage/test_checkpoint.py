@@ -1,8 +1,10 @@
 import json
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+import medray
 from medray.errors import ArtifactError
 from medray.storage import checkpoint
 from medray.storage.checkpoint import BaseRecord, Manifest, PrecisionRecord, Probe, TaskRecord
@@ -35,6 +37,20 @@ def test_a_checkpoint_reads_back_as_it_was_written_with_the_hash_of_every_file(
     manifest = checkpoint.save(tmp_path / "one", fill, MANIFEST)
     assert checkpoint.verify(tmp_path / "one") == manifest
     assert set(manifest.files) == {"adapter_model.safetensors", "tokenizer/vocab.txt"}
+
+
+def test_a_source_tree_that_is_not_installed_has_a_version_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def version(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    checkpoint.versions.cache_clear()
+    try:
+        assert checkpoint.versions()["medray"] == medray.__version__
+    finally:
+        checkpoint.versions.cache_clear()
 
 
 def test_the_manifest_is_written_after_every_other_file(tmp_path: Path) -> None:
