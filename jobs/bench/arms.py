@@ -23,7 +23,7 @@ from medray.data.dataset import Dataset
 from medray.engines.transformers import TransformersEngine
 from medray.models import sources
 from medray.models.build import BuiltModel, build
-from medray.models.cpu.lora import QuickLinear
+from medray.models.lora import QuickLinear
 from medray.registry.loading import load
 from medray.tasks.base import protocol as tasks
 from medray.training.material import Material, gather

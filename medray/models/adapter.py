@@ -12,7 +12,6 @@ from torch import Tensor
 
 from medray.config.trial import LoraConfig, ModelOptions
 from medray.errors import ArtifactError
-from medray.models.cpu.lora import quicken
 from medray.models.families import Family, targets
 from medray.models.libraries import (
     LoraLayer,
@@ -23,6 +22,7 @@ from medray.models.libraries import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from medray.models.lora import quicken
 from medray.models.precision import DTYPES
 from medray.types import Needs
 
@@ -159,10 +159,21 @@ def write(
     )
 
 
-def merge(model: PeftModel) -> Any:
-    """Add the adapter to the weights of the base model in place, and return that."""
-    _to_type(model, torch.float32)  # sums in bf16 would be rounded once more
-    return model.merge_and_unload(safe_merge=True)
+def base_layers(model: Any) -> dict[str, LoraLayer]:
+    """Return the LoRA layer of each layer that an adapter changes, by the name of that layer."""
+    return {
+        f"{name}.base_layer": module
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+
+
+def merge(layer: LoraLayer) -> None:
+    """Add the adapter of one layer to its weights in place."""
+    for name, parameter in layer.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()  # sums in bf16 would be rounded once more
+    layer.merge(safe_merge=True)
 
 
 def _read_config(folder: Path) -> PeftLoraConfig:

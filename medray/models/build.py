@@ -1,6 +1,5 @@
 """Builds a model from a base model, with head, adapter and tokenizer, and saves and merges it."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,13 +8,14 @@ from typing import Any
 
 import torch
 
-from medray.config.trial import LoraConfig, ModelOptions
+from medray.config.trial import LoraConfig, ModelOptions, Precision
 from medray.errors import ArtifactError, ConfigError
 from medray.models import adapter, quantization
 from medray.models.architecture import first_line, needs_of
 from medray.models.families import Family
 from medray.models.libraries import AutoTokenizer, PeftModel, quiet
 from medray.models.network import load
+from medray.models.precision import round_weights
 from medray.models.sources import Base
 from medray.types import Head
 
@@ -113,25 +113,38 @@ def save(model: BuiltModel, folder: Path) -> None:
     model.tokenizer.save_pretrained(str(folder / "tokenizer"))
 
 
-def merge(model: BuiltModel) -> BuiltModel:
-    """Return the model in fp32 with the adapter added to its weights.
+def merge(model: BuiltModel, precision: Precision = "fp32") -> BuiltModel:
+    """Return the plain model with the adapter added to its weights.
 
-    Works in place: do not use `model` afterwards."""
-    network = quantization.dequantise(model.network)
+    Sums are in fp32, and the layers that change have their weights in `precision`. One layer
+    changes at a time, so a GPU holds no second copy. Works in place: do not use `model`
+    afterwards."""
+    network = model.network
+    layers_4bit, lora_layers = quantization.quantised_layers(network), adapter.base_layers(network)
+    for name in {**layers_4bit, **lora_layers}:
+        if name in layers_4bit:
+            quantization.dequantise(network, name)
+        if name in lora_layers:
+            adapter.merge(lora_layers[name])
+        if precision != "fp32":
+            round_weights(network.get_submodule(name), precision)
+    quantization.settle_plain(network)
     if isinstance(network, PeftModel):
-        network = adapter.merge(network)
+        network = network.unload()
     return replace(model, network=network)
 
 
 def merge_and_export(model: BuiltModel, folder: Path) -> None:
-    """Merge a copy of a model, and write it with its tokenizer as a folder that plain transformers
-    loads. Raise for a head that reads means, which plain transformers does not compute."""
+    """Merge a model, and write it with its tokenizer as a folder that plain transformers loads.
+    Raise for a head that reads means, which plain transformers does not compute.
+
+    Works in place, since a large model has no room for a copy: do not use `model` afterwards."""
     if model.head and model.head.pooling == "mean":
         raise ConfigError(
             f"{model.base.source}: the head reads the mean of all tokens, and plain transformers "
             "would give it one token; export the adapter, or train with task.pooling: token"
         )
-    plain = merge(replace(model, network=copy.deepcopy(model.network)))
+    plain = merge(model)
     with quiet():
         plain.network.save_pretrained(str(folder))
     model.tokenizer.save_pretrained(str(folder))

@@ -52,24 +52,20 @@ def device_of(name: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
-def default_precision(choice: PrecisionChoice) -> Precision:
-    """Return the precision without timing: `auto` becomes fp32."""
-    return "fp32" if choice == "auto" else choice
+def default_precision(choice: PrecisionChoice, device: str = "cpu") -> Precision:
+    """Return the precision without timing: `auto` becomes fp32, or on a GPU its own."""
+    if choice != "auto":
+        return choice
+    return fast_precision(device) if device == "cuda" else "fp32"
 
 
 def fast_precision(device: str) -> Precision:
     """Return the 16 bits that the hardware multiplies, and fp32 where it multiplies neither."""
     if device == "cuda":
-        return gpu_precision()
-    return "bf16" if _has_avx512_bf16() or torch.cpu._is_amx_tile_supported() else "fp32"
-
-
-def gpu_precision() -> Precision:
-    """Return bf16 for a GPU that multiplies it, fp16 for one that multiplies only that."""
-    capability = torch.cuda.get_device_capability()
-    if capability >= (8, 0):
-        return "bf16"
-    return "fp16" if capability >= (7, 0) else "fp32"
+        capability = torch.cuda.get_device_capability()
+        return "bf16" if capability >= (8, 0) else "fp16" if capability >= (7, 0) else "fp32"
+    has_bf16 = _has_avx512_bf16() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if has_bf16 else "fp32"
 
 
 def multiplies_bf16() -> bool:
@@ -99,18 +95,21 @@ def arithmetic_of(
 
 
 @contextmanager
-def fast_products(precision: Precision, device: str) -> Iterator[None]:
-    """Let a GPU multiply fp32 as TF32 inside a block, for training. Evaluations and probes outside
-    it stay exact."""
-    if device != "cuda" or precision != "fp32":
-        yield
+def simulated_arithmetic(precision: Precision, device: str) -> Iterator[None]:
+    """Return the context of `arithmetic` for tensors without contents, which need no device."""
+    if device == "cpu" or precision == "fp32":
+        with arithmetic(precision, device):
+            yield
         return
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
+    torch.set_autocast_dtype(device, DTYPES[precision])
+    torch.set_autocast_enabled(device, True)
+    torch.autocast_increment_nesting()
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        if not torch.autocast_decrement_nesting():
+            torch.clear_autocast_cache()
+        torch.set_autocast_enabled(device, False)
 
 
 class PackedLinear(Module):
@@ -140,15 +139,20 @@ def cast(model: Any, family: Family, precision: Precision) -> Originals:
     originals = _pack(model, family) if is_packed else []
     for module in list(model.modules()):
         if is_whole or isinstance(module, Linear):
-            for name, parameter in list(module.named_parameters(recurse=False)):
-                originals.append((module, name, parameter))
-                # A new parameter: an output layer may share its weights with the embeddings, which
-                # stay unchanged then.
-                setattr(
-                    module,
-                    name,
-                    Parameter(parameter.detach().to(DTYPES[precision]), requires_grad=False),
-                )
+            originals += round_weights(module, precision)
+    return originals
+
+
+def round_weights(module: Module, precision: Precision) -> Originals:
+    """Convert a module's own weights in place, and return the originals."""
+    originals: Originals = []
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        originals.append((module, name, parameter))
+        # A new parameter: an output layer may share its weights with the embeddings, which stay
+        # unchanged then.
+        setattr(
+            module, name, Parameter(parameter.detach().to(DTYPES[precision]), requires_grad=False)
+        )
     return originals
 
 
@@ -206,10 +210,8 @@ def choose(
     the study and the base model, so that shapes, threads and nodes do not change it. Later studies
     find it in `folder`, by `key` (the model and the versions), shape, threads and processor.
     """
-    if choice != "auto":
-        return PrecisionRecord(actual=choice, setting=choice)
-    if device == "cuda":
-        return PrecisionRecord(actual=gpu_precision(), setting=choice)
+    if choice != "auto" or device == "cuda":
+        return PrecisionRecord(actual=default_precision(choice, device), setting=choice)
     names = (*key, *map(str, shape), str(torch.get_num_threads()), device, processor(device))
     return _once(*study, lambda: _once(folder, names, lambda: time_steps(forward, shape, device)))
 

@@ -158,41 +158,50 @@ def settle(network: Module) -> None:
         module.forward = MethodType(_forward, module)
 
 
+def unpack_gradients_to(network: Module, dtype: torch.dtype) -> None:
+    """Let the backward pass unpack 4-bit weights in this type. It would unpack them in fp32, and
+    then cast them; the forward pass uses the type of its inputs (bitsandbytes 0.50)."""
+    for module in quantised_layers(network).values():
+        module.weight.quant_state.dtype = dtype
+
+
 def num_weights(parameter: Tensor) -> int:
     """Return the number of weights of a parameter. In 4 bits, two of them share a byte."""
     quantization = getattr(parameter, "quant_state", None)
     return quantization.shape.numel() if quantization is not None else parameter.numel()
 
 
-def dequantise(model: Any) -> Any:
-    """Replace 4-bit layers in place by plain linear layers in fp32, under LoRA layers too."""
-    if not getattr(model, "is_loaded_in_4bit", False):
-        return model
+def dequantise(model: Any, name: str) -> None:
+    """Replace a 4-bit layer in place by a plain linear layer in fp32, under a LoRA layer too."""
     from bitsandbytes.functional import dequantize_4bit
     from peft.tuners.lora.bnb import Linear4bit as QuantisedLoraLinear
 
-    for name, module in quantised_layers(model).items():
-        plain = Linear(
-            module.in_features, module.out_features, bias=module.bias is not None, device="meta"
-        )
-        plain.weight = Parameter(
-            dequantize_4bit(module.weight.data, module.weight.quant_state).float(),
-            requires_grad=False,
-        )
-        plain.bias = module.bias
-        model.set_submodule(name, plain)
-    for module in model.modules():
-        if isinstance(
-            module, QuantisedLoraLinear
-        ):  # otherwise merging would quantise the sum again
-            module.__class__ = LoraLinear
+    module, above = model.get_submodule(name), model.get_submodule(name.rpartition(".")[0])
+    plain = Linear(
+        module.in_features, module.out_features, bias=module.bias is not None, device="meta"
+    )
+    module.weight.quant_state.dtype = torch.float32  # see `unpack_gradients_to`
+    plain.weight = Parameter(
+        dequantize_4bit(module.weight.data, module.weight.quant_state).float(),
+        requires_grad=False,
+    )
+    plain.bias = module.bias
+    model.set_submodule(name, plain)
+    if isinstance(above, QuantisedLoraLinear):  # otherwise merging would quantise the sum again
+        above.__class__ = LoraLinear
+
+
+def settle_plain(model: Any) -> None:
+    """Remove what says that a model has layers in 4 bits, after the last one is replaced."""
     network = base_of(model)
-    network.hf_quantizer.remove_quantization_config(network)
-    network.is_loaded_in_4bit = False
-    return model
+    if getattr(network, "is_loaded_in_4bit", False):
+        network.hf_quantizer.remove_quantization_config(network)
+        network.is_loaded_in_4bit = False
 
 
-def quantised_layers(model: Module) -> dict[str, Any]:
+def quantised_layers(model: Any) -> dict[str, Any]:
+    if not getattr(base_of(model), "is_loaded_in_4bit", False):
+        return {}
     from bitsandbytes.nn import Linear4bit
 
     return {

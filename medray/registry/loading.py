@@ -200,11 +200,11 @@ class LoadedRelease:
         )
         return replace(self, engine=other, precision=precision)
 
-    def merge(self) -> "LoadedRelease":
-        """Add the adapter to the base's weights and return the plain model. The merge is in place,
-        so `self` cannot be used afterwards."""
+    def merge(self, weights: Precision = "fp32") -> "LoadedRelease":
+        """Add the adapter to the base's weights, which become plain ones of this precision, and
+        return the plain model. The merge is in place, so `self` cannot be used afterwards."""
         engine = self._transformers
-        plain = merge_adapter(engine.model)
+        plain = merge_adapter(engine.model, weights)
         plain.network.eval()
         other = TransformersEngine(
             plain,

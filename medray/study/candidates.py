@@ -1,11 +1,12 @@
 """Predictions of the candidates of a final test on rows without labels: finalists and base
 models."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from medray.config.load import public_settings
 from medray.config.trial import TrialConfig
@@ -16,6 +17,11 @@ from medray.storage import checkpoint
 from medray.study.placement import Placement
 from medray.tasks.base.protocol import Task, restore, task_options
 from medray.types import Engine, Example, Prediction
+
+if TYPE_CHECKING:
+    from medray.registry.loading import LoadedRelease
+
+log = logging.getLogger(__name__)
 
 
 class Caller(Protocol):
@@ -113,9 +119,30 @@ def predict(
         release.task,
         predictions,
         seconds,
-        None if is_exact else release.task.predict(release.merge().engine, validation),
+        None if is_exact else _predict_merged(release, validation),
         samples,
     )
+
+
+def _predict_merged(
+    release: "LoadedRelease", validation: Sequence[Example]
+) -> list[Prediction] | None:
+    """Return the predictions of the merged model in the precision of the training, or None where
+    it does not fit into memory. Such a release serves unmerged."""
+    from medray.models.device import is_out_of_memory
+
+    try:
+        return release.task.predict(release.merge(release.precision).engine, validation)
+    except (RuntimeError, MemoryError) as err:
+        if not is_out_of_memory(err):
+            raise
+        log.warning(
+            "%s: the merged model does not fit into memory, so its %s is not measured and the "
+            "release serves unmerged; use a GPU with more memory to measure it",
+            release.reference,
+            release.task.options.metric,
+        )
+        return None
 
 
 def predict_with_time(

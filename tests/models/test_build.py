@@ -19,6 +19,7 @@ from medray.errors import ArtifactError, ConfigError
 from medray.models import sources
 from medray.models.architecture import check_targets
 from medray.models.build import BuiltModel, build, load_tokenizer, merge, merge_and_export, save
+from medray.models.libraries import LoraLayer
 from medray.types import Head
 
 HEAD = Head(("negative", "positive", "unclear"))
@@ -115,6 +116,9 @@ def test_merging_changes_no_logit_and_plain_transformers_names_the_same_labels(
     (tmp_path / "saved").mkdir()
     save(model, tmp_path / "saved")
     merge_and_export(model, tmp_path / "merged")
+    assert not any(isinstance(module, LoraLayer) for module in model.network.modules()), (
+        "an export merges in place, without a copy of the model"
+    )
     again = build(model.base, HEAD, ModelOptions(), LoraConfig(), adapter_dir=tmp_path / "saved")
     plain = merge(again).network.eval()
     with torch.inference_mode():

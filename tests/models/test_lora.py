@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from medray.config.trial import LoraConfig, ModelOptions
 from medray.models import sources
 from medray.models.build import build, save
-from medray.models.cpu.lora import QuickDropout, QuickLinear, dropout_mask, quicken
+from medray.models.lora import QuickDropout, QuickLinear, dropout_mask, quicken
 from medray.types import Head
 
 

@@ -254,9 +254,30 @@ def test_merged_is_a_plain_model_with_the_same_answers(
     with torch.inference_mode():
         after = np.concatenate([plain.model(torch.tensor([ids])).logits.numpy() for ids in tokens])
     assert np.abs(after - before).max() < 1e-4
-    assert (
-        TransformersEngine(model, precision="fp32", token_budget=1000).logits(tokens) == before
-    ).all(), "merged is a copy"
+
+
+def test_a_merge_in_bf16_rounds_each_sum_once_and_needs_no_second_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tiny.base(tmp_path, "llama")
+    dequantise, num_whole = quantization.dequantise, []
+
+    def count(model: Any, name: str) -> None:
+        dequantise(model, name)
+        linear = [module for module in model.modules() if type(module) is torch.nn.Linear]
+        inside = [module for module in linear if min(module.weight.shape) > 8]
+        num_whole.append(sum(module.weight.dtype == torch.float32 for module in inside))
+
+    exact = merge(make(path)).network
+    monkeypatch.setattr(quantization, "dequantise", count)
+    half = merge(make(path), "bf16").network
+    assert len(set(num_whole)) == 1, "one layer at a time is in fp32"
+    for name, weight in exact.named_parameters():
+        other = half.get_parameter(name)
+        if "proj" in name:
+            assert torch.equal(other, weight.to(torch.bfloat16)), name
+        else:
+            assert torch.equal(other, weight), name
 
 
 def test_pefts_preparation_for_4_bits_finds_nothing_left_to_do(tmp_path: Path) -> None:

@@ -3,14 +3,16 @@ release, and respected."""
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from support import in_process, tiny
 from transformers import AutoModelForSequenceClassification
 
 from medray.data import dataset
 from medray.errors import ArtifactError
-from medray.models import adapter
+from medray.models import adapter, quantization
 from medray.records import MergeRecord, ReleaseRecord
 from medray.registry.registry import Registry
 from medray.storage import checkpoint
@@ -51,10 +53,27 @@ def test_a_finalist_answers_validation_rows_merged_as_well(
         "f1_macro"
     ] == pytest.approx(f1, abs=0.005)
     # The score is the merged model's own: it shows a merge that loses the adapter.
-    monkeypatch.setattr(adapter, "merge", lambda model: model.unload())
+    monkeypatch.setattr(adapter, "merge", lambda layer: None)
     wrong = candidates.predict(str(checkpoint_dir), data.unlabelled_test(), data.validation, 1, 0)
     assert wrong.test == predictions.test
     assert wrong.merged != predictions.merged
+
+
+def test_a_merged_model_that_does_not_fit_into_memory_is_not_measured_and_the_study_goes_on(
+    checkpoint_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = dataset.load(tiny.study(checkpoint_dir.parents[2]).data)
+
+    def run_out(model: Any, name: str) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 224.00 MiB")
+
+    monkeypatch.setattr(quantization, "dequantise", run_out)
+    predictions = candidates.predict(
+        str(checkpoint_dir), data.unlabelled_test(), data.validation, 1, 0
+    )
+    assert predictions.merged is None
+    assert len(predictions.test) == len(data.unlabelled_test())
+    assert "so its f1_macro is not measured and the release serves unmerged" in caplog.text
 
 
 def test_without_4_bits_there_is_nothing_to_measure(tmp_path: Path) -> None:
