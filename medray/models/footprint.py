@@ -2,7 +2,8 @@
 
 No weight is read and nothing is computed. Every tensor of the step counts from its creation to its
 release. So activations, copies by autocast, checkpointing and layers without LoRA count as they
-are, in any architecture."""
+are, in any architecture. A build of PyTorch for CUDA counts CUDA's operators, with or without a
+GPU."""
 
 import copy
 import weakref
@@ -24,11 +25,13 @@ from medray.models import adapter
 from medray.models.architecture import needs_for, outline_of, without_dropout
 from medray.models.batch import logits_at
 from medray.models.families import Family, family_of
-from medray.models.precision import arithmetic
+from medray.models.frozen_weights import frozen_layers, stored_type
+from medray.models.precision import simulated_arithmetic
 from medray.types import Needs
 
 _ADAM = 2  # moments per trainable weight
 _NF4 = 0.5  # bytes per weight
+_EFFICIENT_ATTENTION = 2  # of PyTorch's SDPBackend: a kernel of CUDA that takes any mask
 _BLOCK = 64  # weights that share a scale
 # bytes per scale: with double quantization 8 bits, and one more scale per 256 of them
 _SCALE = {True: 1 + 4 / 256, False: 4.0}
@@ -75,21 +78,23 @@ def measure(
     *,
     needs: Needs,
     precision: Precision,
+    device: str = "cpu",
 ) -> Footprint:
-    """Take two steps with the architecture of transformers' `config`.
+    """Take two steps with the architecture of transformers' `config`, with a device's operators.
 
     The optimizer's moments exist from the second step on.
     """
     needs = needs_for(config, needs)
     network, family = _build(copy.deepcopy(config), model, lora, batch, needs)
-    with FakeTensorMode(), LiveBytes() as live:
-        _fill(network, family, model)
+    with FakeTensorMode(), LiveBytes() as live, torch.device(device):
+        narrow = stored_type(config, precision, device)
+        _fill(network, family, model, narrow)
         trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
         optimizer = AdamW(trainable)
         weights = live.now
         for _ in range(2):
             live.most = live.now
-            with arithmetic(precision, "cpu"):
+            with simulated_arithmetic(precision, device):
                 loss = _loss(network, batch, needs)
             loss.backward()
             del loss
@@ -125,10 +130,13 @@ def _build(
     return network, family
 
 
-def _fill(network: Any, family: Family, model: ModelOptions) -> None:
+def _fill(
+    network: Any, family: Family, model: ModelOptions, narrow: torch.dtype | None = None
+) -> None:
     """Create the weights of a network in the counted memory, with its layers in 4 bits where
-    requested."""
+    requested, and other frozen layers in 16 bits where the base has no more."""
     layers_4bit = _linear_layers(network, family) if model.quantization != "none" else {}
+    in_16_bits = set(map(id, frozen_layers(network))) if narrow else set()
     parameters: dict[int, Parameter] = {}
     for name, module in network.named_modules():
         for key, tensor in list(module._parameters.items()):
@@ -143,8 +151,9 @@ def _fill(network: Any, family: Family, model: ModelOptions) -> None:
                         torch.empty(size, dtype=torch.uint8), requires_grad=False
                     )
                 else:
+                    dtype = narrow if id(module) in in_16_bits and narrow else tensor.dtype
                     parameters[id(tensor)] = Parameter(
-                        torch.empty(tensor.shape, dtype=tensor.dtype),
+                        torch.empty(tensor.shape, dtype=dtype),
                         requires_grad=tensor.requires_grad,
                     )
             module._parameters[key] = parameters[id(tensor)]
@@ -169,7 +178,8 @@ def _linear_layers(network: Any, family: Family) -> dict[str, Any]:
 
 
 def _forward_4bit(self: Any, x: Tensor) -> Tensor:
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    place = x.device.type
+    dtype = torch.get_autocast_dtype(place) if torch.is_autocast_enabled(place) else x.dtype
     bias = None if self.bias is None else self.bias.to(dtype)
     outputs: Tensor = _Linear4bit.apply(x.to(dtype), self.out_features, bias)
     return outputs
@@ -223,6 +233,8 @@ class LiveBytes(TorchDispatchMode):
         self._storages: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._fused_sdp_choice.default and args[0].device.type == "cuda":
+            return _EFFICIENT_ATTENTION
         out = func(*args, **(kwargs or {}))
         for tensor in torch.utils._pytree.tree_leaves(out):
             if isinstance(tensor, Tensor):

@@ -16,10 +16,12 @@ from medray.engines.transformers import TransformersEngine
 from medray.errors import TrialError
 from medray.evaluation.metrics import higher_is_better
 from medray.evaluation.novelty import Cloud
+from medray.models import frozen_weights
 from medray.models.batch import evaluation_tokens
 from medray.models.build import BuiltModel, build
 from medray.models.device import device_of
 from medray.models.precision import choose as choose_precision
+from medray.models.precision import default_precision
 from medray.records import Evaluation
 from medray.registry.loading import make_probe
 from medray.storage import checkpoint
@@ -75,7 +77,10 @@ class Trial:
             self.num_parameters,
             torch.get_num_threads(),
         )
-        if config.train.zero_stage != 3:  # shards need not fit on one device
+        if config.train.zero_stage is None:
+            precision = default_precision(config.model.precision, self.device)
+            frozen_weights.move(self.model.network, self.device, precision)
+        elif config.train.zero_stage != 3:  # shards need not fit on one device
             self.model.network.to(self.device)
         self.slot = self._open_slot()
         self.stop = StopFiles(folder) if distributed.rank() == 0 else None
@@ -164,6 +169,8 @@ class Trial:
 
     def _start(self, state: dict[str, Any] | None) -> None:
         self.loop.precision = self.precision.actual
+        if self.precision.actual == "fp32":  # a state of a CPU may go on, on a GPU
+            frozen_weights.widen(self.model.network)
         self.loop.strategy = self.make_strategy(self.precision.actual)
         self.loop.model = self.loop.strategy.start(self.model.network, state)
 
@@ -278,6 +285,8 @@ class Trial:
                 self.files.write_history(self.slot.history)
             return self.report(evaluation)
         if is_first or strategy.shards_model:  # the probe runs the model
+            with frozen_weights.exact(self.model.network):
+                probe = make_probe(validation.task, self._engine("fp32"))
             manifest = trial_folder.make_manifest(
                 self.config,
                 self.model,
@@ -285,7 +294,7 @@ class Trial:
                 validation,
                 evaluation,
                 precision=self.precision,
-                probe=make_probe(validation.task, self._engine("fp32")),
+                probe=probe,
             )
         with strategy.whole():
             if is_first:

@@ -11,10 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support import tiny
 from support.pretend_cuda import Device, DeviceMismatchError
 
 from medray.errors import TrialError
+from medray.models import frozen_weights, quantization
+from medray.models.build import merge
+from medray.models.lora import dropout_mask
 from medray.registry import loading
 from medray.training.loop import Loop
 from medray.training.trial import Trial
@@ -142,6 +146,70 @@ def test_a_tensor_that_stays_on_the_cpu_is_reported(tmp_path: Path) -> None:
     norm.weight = torch.nn.Parameter(torch.ones(32), requires_grad=False)
     with pytest.raises(DeviceMismatchError, match=r"cuda:0 and, of shape \(32,\), on the cpu"):
         trial.run()
+
+
+def round_base(path: Path) -> None:
+    """Store a base model in the numbers of bf16, as most large ones are."""
+    (file,) = path.glob("*.safetensors")
+    weights = {name: weight.bfloat16().float() for name, weight in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "family", "precision"),
+    [
+        ("classification", "bert", "bf16"),
+        ("choice", "llama", "bf16"),
+        ("instruct", "opt", "fp16"),
+    ],
+)
+def test_frozen_weights_that_16_bits_hold_stay_in_them_with_the_same_losses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, family: str, precision: str
+) -> None:
+    round_base(tiny.base(tmp_path, family))
+    settings = (f"model.precision={precision}", "train.samples_per_step=4")
+    trial = make(tmp_path, kind, family, *settings)
+    types = {
+        name: parameter.dtype
+        for name, parameter in trial.model.network.named_parameters()
+        if not parameter.requires_grad
+    }
+    inside = {name for name in types if ".base_layer.weight" in name and "norm" not in name.lower()}
+    assert inside
+    # weights of bf16 need not fit into fp16, which has a smaller range
+    assert {types[name] for name in inside} <= {torch.bfloat16, torch.float16}
+    assert {types[name] for name in types if "norm" in name.lower()} == {torch.float32}
+    assert {types[name] for name in types if "embed" in name} == {torch.float32}
+    result = trial.run()
+    loading.load(result.checkpoint, device="cpu")  # the probe is that of the base in fp32
+    monkeypatch.setattr(
+        frozen_weights, "move", lambda network, device, precision: network.to(device)
+    )
+    assert losses(make(tmp_path, kind, family, *settings).run()) == losses(result)
+
+
+def test_weights_that_16_bits_do_not_hold_stay_in_fp32(tmp_path: Path) -> None:
+    trial = make(tmp_path, "classification", "bert", "model.precision=bf16")
+    types = {parameter.dtype for parameter in trial.model.network.parameters()}
+    assert types == {torch.float32}
+
+
+def test_the_backward_pass_unpacks_4_bits_in_the_precision_of_the_training(tmp_path: Path) -> None:
+    settings = ("model.precision=bf16", "model.quantization=nf4")
+    trial = make(tmp_path, "classification", "llama", *settings)
+    layers = quantization.quantised_layers(trial.model.network).values()
+    assert {layer.weight.quant_state.dtype for layer in layers} == {torch.bfloat16}
+    exact = merge(trial.model).network  # from fp32 all the same
+    on_cpu = merge(make(tmp_path, "classification", "llama", *settings, ON_CPU).model).network
+    for name, weight in exact.named_parameters():
+        assert torch.equal(weight.cpu(), on_cpu.get_parameter(name)), name
+
+
+def test_the_dropout_of_an_adapter_leaves_out_its_share(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    mask = dropout_mask(torch.ones(400, 300, device="cuda", dtype=torch.bfloat16), 0.25)
+    assert (mask.dtype, mask.device.type) == (torch.bool, "cuda")
+    assert float(mask.float().mean()) == pytest.approx(0.75, abs=0.01)
 
 
 def test_training_alone_uses_tf32_and_the_optimizer_takes_one_kernel_per_group(

@@ -167,7 +167,8 @@ _devices: list[Device] = []
 def _inner(leaf: Any) -> Any:
     if isinstance(leaf, DeviceTensor):
         return leaf.inner
-    return torch.device("cpu") if isinstance(leaf, torch.device) else leaf
+    is_here = isinstance(leaf, torch.device) and leaf.type == "cuda"
+    return torch.device("cpu") if is_here else leaf
 
 
 def _check_devices(func: Any, tensors: list[Tensor]) -> None:
