@@ -289,6 +289,17 @@ class ResourcesConfig(Section):
                 f"launcher inline and num_workers {self.num_workers}: several workers need "
                 "launcher train"
             )
+        gpus = self.gpus_per_worker or 0
+        if gpus > 1:
+            raise ValueError(
+                f"gpus_per_worker {gpus:g}: a worker computes on one GPU; set at most 1, and "
+                "num_workers for more"
+            )
+        if 0 < gpus < 1 and self.most_workers > 1:
+            raise ValueError(
+                f"gpus_per_worker {gpus:g} and num_workers {self.num_workers}: workers of one "
+                "trial cannot share a GPU; set gpus_per_worker: 1, or num_workers: 1"
+            )
         return self
 
     @property

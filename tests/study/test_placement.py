@@ -27,8 +27,6 @@ def test_a_gpu_is_taken_where_there_is_one_and_its_trial_runs_in_its_own_process
     assert (placement.launcher, placement.gpus, placement.num_at_once) == ("inline", 1, 8)
     several = place(ResourcesConfig(num_workers=2), two_nodes, num_trials=20)
     assert (several.launcher, several.gpus, several.num_at_once) == ("train", 1, 4)
-    two_each = place(ResourcesConfig(gpus_per_worker=2), two_nodes, num_trials=20)
-    assert (two_each.launcher, two_each.num_at_once) == ("train", 4)
     none = place(ResourcesConfig(gpus_per_worker=0), cluster((16, 4)), num_trials=1)
     assert (none.launcher, none.gpus) == ("inline", 0)
 

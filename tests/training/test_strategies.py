@@ -251,6 +251,14 @@ def test_a_checkpoint_from_shards_is_whole(outcomes: Outcomes, name: str) -> Non
             r"num_workers \(3, 2\): at least 1, and of two numbers the smaller one first",
         ),
         (["resources.num_workers=0"], "num_workers 0: at least 1"),
+        (
+            ["resources.num_workers=2", "resources.gpus_per_worker=0.5"],
+            r"gpus_per_worker 0\.5 and num_workers 2: workers of one trial cannot share a GPU",
+        ),
+        (
+            ["resources.gpus_per_worker=2"],
+            r"gpus_per_worker 2: a worker computes on one GPU; set at most 1, and num_workers",
+        ),
     ],
 )
 def test_what_a_strategy_cannot_do_is_an_error_before_a_study_starts(
