@@ -1,11 +1,13 @@
 """The device that a process computes on: its products in fp32, and the errors of a full memory."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 from medray.config.trial import Precision
+from medray.models.precision import DTYPES, arithmetic
 
 _OUT_OF_MEMORY = (
     "out of memory",  # of CUDA's allocator, its driver and NCCL
@@ -20,6 +22,13 @@ def device_of(num_gpus: float | None) -> str:
 
     Ray 2.60 shows every GPU of the node also to a process that has reserved none."""
     return "cuda" if num_gpus != 0 and torch.cuda.is_available() else "cpu"
+
+
+def free_memory() -> None:
+    """Give the memory of objects that are no longer used back to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def is_out_of_memory(err: BaseException) -> bool:
@@ -41,3 +50,21 @@ def fast_products(precision: Precision, device: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def simulated_arithmetic(precision: Precision, device: str) -> Iterator[None]:
+    """Return the context of `arithmetic` for tensors without contents, which need no device."""
+    if device == "cpu" or precision == "fp32":
+        with arithmetic(precision, device):
+            yield
+        return
+    torch.set_autocast_dtype(device, DTYPES[precision])
+    torch.set_autocast_enabled(device, True)
+    torch.autocast_increment_nesting()
+    try:
+        yield
+    finally:
+        if not torch.autocast_decrement_nesting():
+            torch.clear_autocast_cache()
+        torch.set_autocast_enabled(device, False)

@@ -24,9 +24,9 @@ from medray.config.trial import LoraConfig, ModelOptions, Precision
 from medray.models import adapter
 from medray.models.architecture import needs_for, outline_of, without_dropout
 from medray.models.batch import logits_at
+from medray.models.device import simulated_arithmetic
 from medray.models.families import Family, family_of
 from medray.models.frozen_weights import frozen_layers, stored_type
-from medray.models.precision import simulated_arithmetic
 from medray.types import Needs
 
 _ADAM = 2  # moments per trainable weight

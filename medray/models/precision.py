@@ -94,24 +94,6 @@ def arithmetic_of(
     )
 
 
-@contextmanager
-def simulated_arithmetic(precision: Precision, device: str) -> Iterator[None]:
-    """Return the context of `arithmetic` for tensors without contents, which need no device."""
-    if device == "cpu" or precision == "fp32":
-        with arithmetic(precision, device):
-            yield
-        return
-    torch.set_autocast_dtype(device, DTYPES[precision])
-    torch.set_autocast_enabled(device, True)
-    torch.autocast_increment_nesting()
-    try:
-        yield
-    finally:
-        if not torch.autocast_decrement_nesting():
-            torch.clear_autocast_cache()
-        torch.set_autocast_enabled(device, False)
-
-
 class PackedLinear(Module):
     """A linear layer in bf16 on a CPU. It calls the operators that PyTorch's compiler uses."""
 
@@ -130,17 +112,21 @@ class PackedLinear(Module):
         return outputs
 
 
-def cast(model: Any, family: Family, precision: Precision) -> Originals:
-    """Convert weights and layers in place, and return the originals."""
+def cast(
+    model: Any, family: Family, precision: Precision, originals: Originals | None = None
+) -> None:
+    """Convert weights and layers in place, one module after another, and append the originals to a
+    list where one is given."""
     if precision == "fp32":
-        return []
+        return
     is_whole = precision == "bf16" and family.name in ENCODERS
     is_packed = is_whole and next(model.parameters()).device.type == "cpu" and multiplies_bf16()
-    originals = _pack(model, family) if is_packed else []
+    keep = (lambda parts: None) if originals is None else originals.extend
+    if is_packed:
+        keep(_pack(model, family))
     for module in list(model.modules()):
         if is_whole or isinstance(module, Linear):
-            originals += round_weights(module, precision)
-    return originals
+            keep(round_weights(module, precision))
 
 
 def round_weights(module: Module, precision: Precision) -> Originals:
@@ -159,7 +145,8 @@ def round_weights(module: Module, precision: Precision) -> Originals:
 @contextmanager
 def cast_within(model: Any, family: Family, precision: Precision) -> Iterator[None]:
     """Cast a model inside a block, and restore it afterwards."""
-    originals = cast(model, family, precision)
+    originals: Originals = []
+    cast(model, family, precision, originals)
     try:
         yield
     finally:

@@ -152,6 +152,7 @@ class Release:
 
         With `merge`, add the adapter to the base's weights where that changes no answer, and check
         the probe again."""
+        from medray.models.device import free_memory
         from medray.registry.loading import load
 
         if precision not in (None, *get_args(Precision)):
@@ -171,9 +172,29 @@ class Release:
         )
         if not merge or not self.serves_merged():
             return release
-        plain = release.merge()
-        plain.in_precision("fp32").check_probe()
-        return plain
+        if plain := self._merge(release):
+            return plain
+        del release, checkpoint_alone  # the memory is needed to load again
+        free_memory()
+        return self.load(precision=precision, device=device)
+
+    def _merge(self, release: "LoadedRelease") -> "LoadedRelease | None":
+        """Merge a loaded release in place, or return None where the memory is too small for it."""
+        from medray.models.device import is_out_of_memory
+
+        try:
+            plain = release.merge()
+            plain.in_precision("fp32").check_probe()
+            return plain
+        except (RuntimeError, MemoryError) as err:
+            if not is_out_of_memory(err):
+                raise
+            log.warning(
+                "%s: the merged model does not fit into memory, so it runs unmerged; use a GPU "
+                "with more memory to merge it",
+                self.reference,
+            )
+        return None
 
     def task(self, manifest: Manifest) -> Task:
         """Return the task of the training, with this version's own options."""

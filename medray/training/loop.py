@@ -1,6 +1,5 @@
 """The training loop over the rows of a slot. It knows no task by name, no disk and no Ray."""
 
-import gc
 import hashlib
 import logging
 import math
@@ -17,7 +16,7 @@ from medray.data.prepared import EncodedSplit
 from medray.engines.scoring import branch_scores, head_scores
 from medray.errors import TrialError
 from medray.models.batch import answer_places, collate, logits_at
-from medray.models.device import fast_products, is_out_of_memory
+from medray.models.device import fast_products, free_memory, is_out_of_memory
 from medray.models.families import Side
 from medray.models.precision import arithmetic, fast_precision
 from medray.records import Evaluation
@@ -264,9 +263,7 @@ class Loop:
 
     def _halve_budget(self, batches: Sequence[MicroBatch]) -> None:
         self.strategy.abandon()
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
         if self.token_budget == self.train.token_budget:
             log.warning(
                 "out of memory: the step is repeated with half the token budget and the same "

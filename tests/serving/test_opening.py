@@ -4,11 +4,14 @@ trained."""
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from peft import PeftModel
 from support import tiny
 
+from medray.models import quantization
 from medray.records import MergeRecord
 from medray.registry.registry import Registry
 from medray.serving import opening
@@ -61,6 +64,30 @@ def test_a_release_answers_merged_only_where_that_changes_nothing(
         assert list(answer.probabilities.values()) == pytest.approx(
             prediction.probabilities, abs=1e-3
         )
+
+
+def test_a_release_whose_merge_does_not_fit_into_memory_serves_unmerged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = tiny.checkpoint("study", "model.quantization=nf4")
+    merge = MergeRecord(metric="f1_macro", unmerged=0.9, merged=0.9)
+    release = Registry(str(tmp_path / "runs")).publish(checkpoint, "cancer", merge=merge)
+    dequantise, num_layers = quantization.dequantise, 0
+
+    def run_out(model: Any, name: str) -> None:
+        nonlocal num_layers
+        num_layers += 1
+        if num_layers == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 224.00 MiB")
+        dequantise(model, name)
+
+    monkeypatch.setattr(quantization, "dequantise", run_out)
+    model = release.load(merge=True)
+    assert not model.is_merged
+    assert "the merged model does not fit into memory, so it runs unmerged" in caplog.text
+    for one, other in zip(model.predict(TEXTS), release.load().predict(TEXTS), strict=True):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-6)
+    model.check_probe()
 
 
 def test_auto_is_the_arithmetic_that_is_faster_here_and_of_equal_ones_the_exact(
