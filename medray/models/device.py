@@ -52,6 +52,11 @@ def fast_products(precision: Precision, device: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+def simulated_device(is_on_gpu: bool) -> str:
+    """Return the device whose operators a plan counts: a build without CUDA has only the CPU's."""
+    return "cuda" if is_on_gpu and torch.backends.cuda.is_built() else "cpu"
+
+
 @contextmanager
 def simulated_arithmetic(precision: Precision, device: str) -> Iterator[None]:
     """Return the context of `arithmetic` for tensors without contents, which need no device."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from medray.config.trial import TrialConfig
 from medray.models import architecture
+from medray.models.device import simulated_device
 from medray.models.footprint import Batch, Footprint, measure
 from medray.models.precision import default_precision
 from medray.study.workload import Workload
@@ -36,7 +37,13 @@ def step_footprint(
     is_half = is_on_gpu and trial.model.precision == "auto"
     precision = "bf16" if is_half else default_precision(trial.model.precision)
     return measure(
-        config, trial.model, trial.lora, batch, needs=needs_of(trial.task), precision=precision
+        config,
+        trial.model,
+        trial.lora,
+        batch,
+        needs=needs_of(trial.task),
+        precision=precision,
+        device=simulated_device(is_on_gpu),
     )
 
 
