@@ -1,0 +1,226 @@
+"""The first part of gpu.py: a GPU computes what the CPU computes, on tiny base models."""
+
+import argparse
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from support import tiny
+
+from medray.registry.loading import check_probe, load, probe_outputs
+from medray.training.loop import Loop
+from medray.types import Sampling, gather
+
+if TYPE_CHECKING:
+    from gpu import Results
+
+NF4, CHECKPOINTS = "model.quantization=nf4", "model.gradient_checkpointing=true"
+BF16, FP16 = "model.precision=bf16", "model.precision=fp16"
+TOLERANCE = {"fp32": 2e-3, "half": 0.1}  # of a training loss
+PROMPTS = [[10, 11, 12], [20] * 17, [9, 13, 14], [15], [16, 17, 18, 19], [30, 31] * 6]
+
+
+def cases() -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Yield kinds of studies, families and settings."""
+    for family in ("bert", "roberta", "distilbert"):
+        yield "classification", family, ()
+    for family in ("llama", "mistral", "phi", "phi3", "opt"):
+        yield "choice", family, ()
+    yield "tagging", "roberta", ()
+    yield "instruct", "llama", ()
+    yield "extraction", "phi", ()
+    yield "choice", "llama", (BF16,)
+    yield "choice", "llama", (FP16,)
+    yield "classification", "llama", (BF16, CHECKPOINTS)
+    for family in ("bert", "llama", "phi3"):
+        yield "classification", family, (NF4,)
+    yield "choice", "mistral", (NF4, BF16, CHECKPOINTS)
+    for stage in (0, 1, 2, 3):
+        yield "choice", "llama", (BF16, "train.strategy=deepspeed", f"train.zero_stage={stage}")
+
+
+def measure(results: "Results", args: argparse.Namespace) -> None:
+    for kind, family, settings in cases():
+        name = " ".join([kind, family, *(setting.partition(".")[2] for setting in settings)])
+        if args.only in name:
+            results.run(name, lambda case=(kind, family, settings): compare(*case))
+    for name, work in {
+        "codes of 4 bits": compare_codes,
+        "texts": compare_texts,
+        "resume": compare_resume,
+        "out of memory": halve,
+    }.items():
+        if args.only in name:
+            results.run(name, work)
+
+
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def on_cpu() -> Iterator[None]:
+    with patch("torch.cuda.is_available", lambda: False):
+        yield
+
+
+def study_of(kind: str, folder: Path, family: str, *settings: str) -> Any:
+    tagging = "{name: tagging, max_length: 64}"
+    extraction = "{name: extraction, max_length: 96, max_answer: 24}"
+    settings = ("train.epochs=2", "lora.dropout=0", *settings)
+    if kind == "classification":
+        return tiny.study(folder, *settings, family=family)
+    if kind in ("choice", "instruct"):
+        make = tiny.choice_study if kind == "choice" else tiny.instruct_study
+        return make(folder, *settings, family=family)
+    task = tagging if kind == "tagging" else extraction
+    return tiny.mention_study(folder, task, *settings, family=family)
+
+
+def compare(kind: str, family: str, settings: tuple[str, ...]) -> dict[str, Any]:
+    """Train the same trial on the CPU and here. Then load each checkpoint on the other device,
+    check its probe, and merge it."""
+    for setting, package in ((NF4, "bitsandbytes"), ("train.strategy=deepspeed", "deepspeed")):
+        if setting in settings and find_spec(package) is None:
+            return {"skip": f"{package} is not installed"}
+    is_in_name = device() == "cuda" and torch.cuda.get_device_name() == "in name"
+    if is_in_name and "train.strategy=deepspeed" in settings:
+        return {"skip": "the device in name has no NCCL"}
+    # A process uses DeepSpeed on one device only. Plain steps on the CPU give the same.
+    plain = [each for each in settings if not each.startswith("train.")]
+    losses, checkpoints = {}, {}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        tiny.base(folder, family, hidden_size=64)
+        for where in ("cpu", "here"):
+            shutil.rmtree(folder / "trial", ignore_errors=True)
+            if where == "cpu":
+                with on_cpu():
+                    result = tiny.trial(study_of(kind, folder, family, *plain), folder).run()
+            else:
+                result = tiny.trial(study_of(kind, folder, family, *settings), folder).run()
+            losses[where] = np.array([row.train_loss for row in result.history])
+            checkpoints[where] = folder / where
+            shutil.copytree(result.checkpoint, checkpoints[where])
+        for writer, reader in (("cpu", device()), ("here", "cpu")):
+            load(checkpoints[writer], device=reader)  # raises where its probe differs
+            release = load(checkpoints[writer], device=reader, precision="fp32").merge()
+            outputs = probe_outputs(release.task, release.engine)
+            if NF4 not in settings:  # merging 4 bits changes the outputs
+                check_probe(checkpoints[writer], release.manifest.probe, outputs)
+    difference = float(np.abs(losses["cpu"] - losses["here"]).max())
+    is_half = any("precision=" in setting for setting in settings)
+    return {
+        "difference": difference,
+        "loss": float(losses["here"][-1]),
+        "is_right": difference < TOLERANCE["half" if is_half else "fp32"],
+    }
+
+
+def compare_codes() -> dict[str, Any]:
+    """Compare the 4 bits that the GPU computes with those of the CPU, which medray stores."""
+    if find_spec("bitsandbytes") is None:
+        return {"skip": "bitsandbytes is not installed"}
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    weight = torch.randn(256, 512, generator=torch.Generator().manual_seed(0))
+    codes, state = quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
+    other_codes, _ = quantize_4bit(weight.to(device()), quant_type="nf4", compress_statistics=True)
+    share = float((codes == other_codes.cpu()).float().mean())
+    # what matters: the codes of the CPU mean the same on the GPU
+    values = dequantize_4bit(codes, state)
+    state.to(torch.device(device()))
+    other_values = dequantize_4bit(codes.to(device()), state).cpu()
+    difference = float((values - other_values).abs().max())
+    return {"same_codes": share, "difference": difference, "is_right": difference < 1e-6}
+
+
+def compare_texts() -> dict[str, Any]:
+    """Compare greedy and random texts of the two devices."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        checkpoint = tiny.trial(tiny.instruct_study(folder), folder).run().checkpoint
+        texts = {}
+        for where in ("cpu", device()):
+            engine = load(checkpoint, device=where, precision="fp32").engine
+            texts[where] = [
+                chunk.text
+                for sampling in (
+                    Sampling(max_tokens=16),
+                    Sampling(max_tokens=16, temperature=0.7, seed=1),
+                )
+                for chunk in gather(engine.generate(PROMPTS, sampling), len(PROMPTS))
+            ]
+    num_same = sum(map(str.__eq__, texts["cpu"], texts[device()]))
+    return {
+        "same": num_same,
+        "of": 2 * len(PROMPTS),
+        "is_right": texts["cpu"][: len(PROMPTS)] == texts[device()][: len(PROMPTS)],
+    }
+
+
+def compare_resume() -> dict[str, Any]:
+    """Compare a trial that stops after step 7 and continues with one that never stops. Dropout is
+    on, so the random numbers of the device count."""
+
+    class Stop(Exception):
+        pass
+
+    advance = Loop.advance
+
+    def stop_after_7(loop: Loop) -> None:
+        advance(loop)
+        if loop.slot.step == 7:
+            raise Stop
+
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        study = tiny.study(folder, "train.state_every_steps=1", "lora.dropout=0.1", family="llama")
+        whole = [row.train_loss for row in tiny.trial(study, folder).run().history]
+        shutil.rmtree(folder / "trial")
+        with patch.object(Loop, "advance", stop_after_7):
+            with suppress(Stop):
+                tiny.trial(study, folder).run()
+        parts = [row.train_loss for row in tiny.trial(study, folder).run(resume=True).history]
+    difference = float(np.abs(np.array(whole) - np.array(parts)).max())
+    return {"difference": difference, "is_right": difference < 1e-6}
+
+
+def halve() -> dict[str, Any]:
+    """Run out of a small part of the GPU's memory: the step is repeated in halves, with the same
+    loss."""
+    if not torch.cuda.is_available() or not torch.cuda.max_memory_allocated():
+        return {"skip": "needs the memory of a GPU"}
+    settings = ("train.epochs=1", "lora.dropout=0", "train.samples_per_step=32")
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        tiny.base(
+            folder, "llama", hidden_size=1024, intermediate_size=4096, max_position_embeddings=600
+        )
+        study = tiny.study(folder, *settings, "train.token_budget=2000", family="llama")
+        torch.cuda.reset_peak_memory_stats()
+        losses = [row.train_loss for row in tiny.trial(study, folder).run().history]
+        total = torch.cuda.get_device_properties(0).total_memory
+        share = 0.8 * torch.cuda.max_memory_allocated() / total
+        shutil.rmtree(folder / "trial")
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(share)
+        try:
+            trial = tiny.trial(study, folder)
+            small = [row.train_loss for row in trial.run().history]
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+    difference = float(np.abs(np.array(losses) - np.array(small)).max())
+    budget = trial.loop.token_budget
+    return {
+        "budget": budget,
+        "difference": difference,
+        "is_right": difference < TOLERANCE["fp32"] and budget < 2000,
+    }
