@@ -17,7 +17,7 @@ _OUT_OF_MEMORY = (
 )
 
 
-def device_of(num_gpus: float | None) -> str:
+def reserved_device(num_gpus: float | None) -> str:
     """Return the device of a process that has so many GPUs reserved; None: nothing is reserved.
 
     Ray 2.60 shows every GPU of the node also to a process that has reserved none."""

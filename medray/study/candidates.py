@@ -107,11 +107,11 @@ def predict(
     with without_garbage_collection():
         import torch
 
-        from medray.models.device import device_of
+        from medray.models.device import reserved_device
         from medray.registry.loading import load
 
     torch.set_num_threads(num_threads)
-    release = load(checkpoint, device=device_of(num_gpus))
+    release = load(checkpoint, device=reserved_device(num_gpus))
     predictions, seconds = predict_with_time(release.task, release.engine, rows)
     samples = _answer_samples(release.task, release.engine)
     is_exact = release.manifest.quantization == "none"
@@ -217,13 +217,13 @@ def predict_base_model(
     with without_garbage_collection():
         import torch
 
-        from medray.models.device import device_of
+        from medray.models.device import reserved_device
         from medray.registry.loading import base_model_engine
 
     torch.set_num_threads(num_threads)
     trial = TrialConfig.model_validate(config)
     task = restore(trial.task.model_dump(mode="json"), state)
-    engine = base_model_engine(trial, device=device_of(num_gpus))
+    engine = base_model_engine(trial, device=reserved_device(num_gpus))
     predictions, seconds = predict_with_time(task, engine, rows)
     return Predictions(
         task, predictions, seconds, None, _answer_samples(task, engine)

@@ -80,13 +80,13 @@ def embed(
     with without_garbage_collection():
         import torch
 
-        from medray.models.device import device_of
+        from medray.models.device import reserved_device
         from medray.registry.loading import base_model_engine
 
     torch.set_num_threads(num_threads)
     trial = TrialConfig.model_validate(config)
     task = restore(trial.task.model_dump(mode="json"), state)
-    engine = base_model_engine(trial, task.head(), device=device_of(num_gpus))
+    engine = base_model_engine(trial, task.head(), device=reserved_device(num_gpus))
     rows = task.encode(
         [Example(str(number), text) for number, text in enumerate(texts)], engine.tokenizer
     )

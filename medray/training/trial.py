@@ -19,7 +19,7 @@ from medray.evaluation.novelty import Cloud
 from medray.models import frozen_weights
 from medray.models.batch import evaluation_tokens
 from medray.models.build import BuiltModel, build
-from medray.models.device import device_of
+from medray.models.device import reserved_device
 from medray.models.precision import choose as choose_precision
 from medray.models.precision import default_precision
 from medray.records import Evaluation
@@ -56,7 +56,7 @@ class Trial:
     ) -> None:
         self.config, self.material, self.folder, self.report = config, material, folder, report
         self.early_rungs = early_rungs
-        self.device = device_of(config.resources.gpus_per_worker)
+        self.device = reserved_device(config.resources.gpus_per_worker)
         self.status = StatusFile(folder if distributed.rank() == 0 else None)
         self.status.stage("loading the base model")
         if config.resources.cpus_per_worker:

@@ -4,7 +4,7 @@ memory are known."""
 import pytest
 import torch
 
-from medray.models.device import device_of, fast_products, is_out_of_memory
+from medray.models.device import fast_products, is_out_of_memory, reserved_device
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ def test_a_gpu_is_used_only_where_it_is_reserved_or_nothing_is(
     monkeypatch: pytest.MonkeyPatch, num_gpus: float | None, is_available: bool, device: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: is_available)
-    assert device_of(num_gpus) == device
+    assert reserved_device(num_gpus) == device
 
 
 @pytest.mark.parametrize(
