@@ -4,7 +4,7 @@ import json
 import multiprocessing
 import os
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class JobResult:
     scale: float = 1.0  # of the loss, with fp16
     engine: str = ""  # class name of the model that the loop calls
     num_whole: int = 0  # parameters that this rank stores between steps
+    num_moves: int = 0  # numbers that DeepSpeed moves to the device as they are
+    bucket: int = 0  # numbers that DeepSpeed reserves for gradients
     checkpoints: list[str] = field(default_factory=list)
 
 
@@ -80,7 +82,11 @@ def _rank(rank: int, num_ranks: int, jobs: list[Job], meeting: Path) -> None:
             "gloo", init_method=f"file://{meeting}", rank=rank, world_size=num_ranks
         )
     _shard_all()
-    results = [alone(job) for job in jobs]
+    counts = _count_weights_of_deepspeed()
+    results = []
+    for job in jobs:
+        counts.clear()
+        results.append(replace(alone(job), **counts))
     if rank == 0:
         (meeting.parent / "results.json").write_text(
             json.dumps([vars(result) for result in results])
@@ -103,6 +109,22 @@ def _shard_all() -> None:
         return values
 
     Strategy.settings = sharding  # type: ignore[method-assign]
+
+
+def _count_weights_of_deepspeed() -> dict[str, int]:
+    """Return a dictionary that DeepSpeed's start fills with counts of the next job."""
+    import deepspeed
+
+    initialize, counts = deepspeed.initialize, {}
+
+    def counting_initialize(*, model: Any, config: dict[str, Any], **options: Any) -> Any:
+        zero = config["zero_optimization"]
+        counts["num_moves"] = sum(parameter.numel() for parameter in model.parameters())
+        counts["bucket"] = zero["reduce_bucket_size"]
+        return initialize(model=model, config=config, **options)
+
+    deepspeed.initialize = counting_initialize
+    return counts
 
 
 def alone(job: Job) -> JobResult:

@@ -183,6 +183,13 @@ def test_only_stage_3_takes_weights_apart(outcomes: Outcomes) -> None:
     } == {num_weights["torch"]}
     assert num_weights["zero 3"] < num_weights["torch"] / 2
     assert num_weights["zero 3, nf4"] < num_weights["zero 2, nf4"] / 2
+    moves = {name: results.num_moves for name, results in outcomes.two.items()}
+    assert moves["zero 2"] == num_weights["torch"]
+    assert (moves["zero 3"], moves["zero 3, nf4"]) == (0, 0), "in shards before they are moved"
+
+
+def test_deepspeed_reserves_as_much_for_gradients_as_there_are(outcomes: Outcomes) -> None:
+    assert 0 < outcomes.two["zero 2"].bucket == outcomes.two["zero 3"].bucket < 50_000
 
 
 @pytest.mark.parametrize("name", list(SECOND_LEG))
@@ -238,6 +245,10 @@ def test_a_checkpoint_from_shards_is_whole(outcomes: Outcomes, name: str) -> Non
         (
             [*zero(3), "model.precision=auto"],
             r"model\.precision auto and train\.zero_stage 3: .*set bf16 or fp32",
+        ),
+        (
+            [*zero(3), "lora.dtype=bf16"],
+            r"lora\.dtype bf16 and train\.zero_stage 3: .* the head is in fp32; set lora\.dtype",
         ),
         (
             ["resources.num_workers=[2, 9]"],

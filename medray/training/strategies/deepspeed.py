@@ -17,6 +17,7 @@ from torch._C._distributed_c10d import HashStore
 
 from medray.config.trial import Precision, TrainConfig, TrialConfig
 from medray.models.precision import dtype_name
+from medray.tasks.base.protocol import needs_of
 from medray.training import distributed
 from medray.training.slot import VALUE, Slot, Tensors
 
@@ -25,6 +26,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 def check(config: TrialConfig) -> list[str]:
     train, errors = config.train, []
+    has_head = needs_of(config.task) != "language model"
     if train.zero_stage is None:
         errors.append(
             "train.zero_stage None and train.strategy deepspeed: set the stage to 0, 1, 2 or 3"
@@ -38,6 +40,11 @@ def check(config: TrialConfig) -> list[str]:
         errors.append(
             "model.precision auto and train.zero_stage 3: a model in shards cannot be timed on one "
             "worker; set bf16 or fp32"
+        )
+    if train.zero_stage == 3 and config.lora.dtype == "bf16" and has_head:
+        errors.append(
+            "lora.dtype bf16 and train.zero_stage 3: DeepSpeed shards trained weights of one type, "
+            "and the head is in fp32; set lora.dtype: fp32"
         )
     return errors
 
@@ -57,15 +64,19 @@ class Strategy:
     ) -> None:
         self.slot, self.train, self.precision, self.device = slot, train, precision, device
         self.shards_model = train.zero_stage == 3
+        # counted before the weights are sharded
+        self.num_trainable = sum(parameter.numel() for parameter in slot.parameters.values())
         self.engine: Any = None
         self.scaler: torch.amp.GradScaler | None = None
 
     def start(self, model: Any, state: dict[str, Any] | None) -> Any:
         if state:
             self.slot.restore(state["slot"])  # before the engine copies values into its shards
-        deepspeed = _import(self.device)
+        deepspeed, settings = _import(self.device), self.settings()
+        if self.shards_model:
+            _shard(deepspeed, model, settings, self.device)
         self.engine, *_ = deepspeed.initialize(
-            model=model, optimizer=self.slot.optimizer, config=self.settings()
+            model=model, optimizer=self.slot.optimizer, config=settings
         )
         self._start_scaler(state["scaler"] if state else {})
         self._restore_moments(state["slot"]["parameters"] if state else {})
@@ -74,7 +85,11 @@ class Strategy:
     def settings(self) -> dict[str, Any]:
         """Return DeepSpeed's configuration for this trial."""
         train = self.train
-        zero: dict[str, Any] = {"stage": train.zero_stage}
+        zero: dict[str, Any] = {
+            "stage": train.zero_stage,
+            # DeepSpeed allocates 2 GB otherwise, for adapters of a few megabytes
+            "reduce_bucket_size": self.num_trainable,
+        }
         if train.offload_optimizer:
             zero["offload_optimizer"] = {"device": "cpu", "pin_memory": self.device == "cuda"}
         settings: dict[str, Any] = {
@@ -207,6 +222,20 @@ class Strategy:
             if self.train.zero_stage
             else list(self.slot.parameters.values())
         )
+
+
+def _shard(deepspeed: Any, model: Any, settings: dict[str, Any], device: str) -> None:
+    """Move one weight after another to the device and keep this worker's shard of it.
+
+    `initialize` would first move all of them (0.19). It leaves a model in shards where it is, so
+    buffers and the scales of 4-bit weights are moved here."""
+    deepspeed.zero.Init(module=model, config_dict_or_path=settings)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = buffer.to(device)
+    for parameter in model.parameters():
+        if scales := getattr(parameter, "quant_state", None):
+            scales.to(device)
 
 
 def _import(device: str) -> Any:
