@@ -21,7 +21,9 @@ def test_a_notebook_is_stored_with_its_outputs(path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_a_notebook_runs(path: Path) -> None:
+def test_a_notebook_runs(path: Path, request: pytest.FixtureRequest) -> None:
+    if path.stem.startswith("pubmedqa"):
+        request.getfixturevalue("real_data")  # skips where there is none
     before = nbformat.read(path, as_version=4)
     after = notebooks.run(path)
     assert [cell.source for cell in after.cells] == [cell.source for cell in before.cells]

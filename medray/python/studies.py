@@ -119,6 +119,7 @@ class Study:
 
 def fit(
     data: Any,
+    /,
     *,
     text: str | Sequence[str],
     label: str,
@@ -139,9 +140,7 @@ def fit(
     `positive` is the one that the figures describe; a metric such as f1_macro needs none. Further
     keywords are settings, as in `medray.Study`.
 
-    >>> result = medray.fit(
-    ...     rows, text="text", label="label", metric="f1_macro", watch=False, **quick
-    ... )
+    >>> result = medray.fit(rows, text="text", label="label", metric="f1_macro", **quick)
     >>> result.figures["f1_macro"] <= 1
     True
     """

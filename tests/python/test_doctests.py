@@ -41,6 +41,7 @@ def names(
             {"text": text, "label": ("cancer", "other")[at % 2]} for at, text in enumerate(texts)
         ],
         "quick": {
+            "watch": False,
             "base_models": [str(tiny.base(tmp_path))],
             "train": {"epochs": 1, "learning_rate": 0.01},
             "model": {"precision": "fp32"},
