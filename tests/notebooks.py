@@ -35,7 +35,11 @@ def save(path: Path, notebook: nbformat.NotebookNode) -> None:
         cell.metadata = {}
         if cell.cell_type != "code":
             continue
-        cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        cell.outputs = [
+            output
+            for output in cell.outputs
+            if output.get("name") != "stderr" and output.get("text", "…").strip()
+        ]
         for output in cell.outputs:
             if "text" in output:
                 output["text"] = re.sub(r"/\S*/(medray-notebook)-\w+", r"/tmp/\1", output["text"])
