@@ -34,8 +34,9 @@ MUTATIONS = (
     Mutation(
         "the gradient is averaged over micro-batches instead of weighted",
         "medray/training/loop.py",
-        "/ step.weight\n            self.strategy",
-        "/ self.weights[list(batch.rows)].sum() / len(batches)\n            self.strategy",
+        "/ step.weight\n                self.strategy",
+        "/ self.row_loss.weights[list(batch.rows)].sum() / len(batches)\n"
+        "                self.strategy",
         "tests/training/test_loop.py",
     ),
     Mutation(
@@ -143,8 +144,8 @@ MUTATIONS = (
     Mutation(
         "4-bit layers are left as bitsandbytes makes them",
         "medray/models/quantization.py",
-        "    for module in quantised_layers(network).values():",
-        "    for module in ():",
+        'keep their weights unchanged."""\n    for module in quantised_layers(network).values():',
+        'keep their weights unchanged."""\n    for module in ():',
         "tests/models/test_quantization.py",
     ),
     Mutation(

@@ -18,7 +18,7 @@ from medray.registry.release import Release
 from medray.serving import opening
 from medray.serving.chat import ChatModel
 from medray.serving.opening import open_model
-from medray.serving.schemas import AppOptions
+from medray.serving.schemas import AppOptions, Limits
 from medray.types import Chunk, Sampling
 
 TEXTS = ("tumour in the lung", "fever after infection of the heart", "renal")
@@ -44,7 +44,7 @@ def answers(release: Release, device: str, precision: Precision) -> Any:
         if isinstance(model, ChatModel):
             return [chunk.text for chunk in model.streams.collect(PROMPTS, Sampling(6), deadline)]  # type: ignore[attr-defined]
         request = model.task.routes[0].request(inputs=TEXTS)
-        response: Any = model.answer(request, max_tokens=1000, deadline=deadline)
+        response: Any = model.answer(request, limits=Limits(tokens=1000), deadline=deadline)
         assert model.release.model.network.device.type == device
         return [list(answer.probabilities.values()) for answer in response.predictions]
 

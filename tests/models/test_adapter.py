@@ -181,14 +181,6 @@ def test_no_path_of_this_machine_is_written(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "saved" / "adapter_config.json").read_text())["revision"] == "abc"
 
 
-def test_an_exported_model_leaves_the_adapter_as_it_was(tmp_path: Path) -> None:
-    model = disturb(make(tiny.base(tmp_path), LoraConfig(r=4, dtype="bf16")))
-    before = logits(model)
-    merge_and_export(model, tmp_path / "merged")
-    assert (logits(model) == before).all()
-    assert isinstance(model.network, PeftModel)
-
-
 def test_merging_a_bf16_adapter_rounds_nothing_more(tmp_path: Path) -> None:
     model = disturb(make(tiny.base(tmp_path), LoraConfig(r=4, dtype="bf16")))
     save(model, tmp_path / "saved")

@@ -51,8 +51,8 @@ def test_a_merged_release_answers_its_probe_or_is_refused(
     for row, expectation in zip(merged.predict(TEXTS), release.load().predict(TEXTS), strict=True):
         assert row.probabilities == pytest.approx(expectation.probabilities, abs=1e-4)
 
-    def wrong_merge(model: Any) -> Any:
-        plain = merge(model)
+    def wrong_merge(model: Any, precision: Any) -> Any:
+        plain = merge(model, precision)
         with torch.no_grad():
             plain.network.classifier.weight.neg_()
         return plain

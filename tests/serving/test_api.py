@@ -114,6 +114,7 @@ def test_a_text_and_several_inputs_are_answered_with_release_version_and_all_pro
                 "labels": ["yes"],
                 "confidence": 0.75,
                 "probabilities": {"no": 0.25, "yes": 0.75},
+                "citations": None,
                 "abstained": False,
             }
         ],
@@ -168,6 +169,7 @@ def test_a_choice_has_its_own_route_and_its_answer_has_ranks_and_the_disclaimer(
                 "abstained": False,
                 "ranked": ["no", "yes"],
                 "probabilities": {"no": 0.75, "yes": 0.25},
+                "citations": None,
             }
         ],
         "disclaimer": DISCLAIMER,

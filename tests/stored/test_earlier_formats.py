@@ -69,7 +69,10 @@ def test_a_stored_release_is_whole_and_predicts_as_it_did(
 def test_a_stored_release_answers_over_http_as_it_did(
     folder: Path, expectations: dict[str, Any]
 ) -> None:
-    check_alike(answer_over_http("cancer@best"), expectations["answer"])
+    answer = answer_over_http("cancer@best")
+    for prediction in answer["predictions"]:
+        assert prediction.pop("citations") is None  # a field of later versions
+    check_alike(answer, expectations["answer"])
 
 
 def test_a_stored_release_with_a_record_of_8_bits_predicts_as_one_without(

@@ -305,6 +305,7 @@ def test_a_response_ranks_every_label_and_carries_the_disclaimer():
                 "abstained": False,
                 "ranked": ["heart failure", "renal failure", "fever"],
                 "probabilities": {"fever": 0.1, "heart failure": 0.7, "renal failure": 0.2},
+                "citations": None,
             }
         ],
         "disclaimer": DISCLAIMER,

@@ -333,6 +333,7 @@ def test_a_response_names_the_label_and_every_probability():
                 "confidence": 0.7,
                 "abstained": False,
                 "probabilities": {"cancer": 0.2, "heart": 0.7, "skin": 0.1},
+                "citations": None,
             }
         ],
     }

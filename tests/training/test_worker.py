@@ -15,7 +15,7 @@ class MemoryLimit(Exception):
     """Ends a trial where it would begin to load its model."""
 
 
-@pytest.mark.parametrize(("gpus", "share"), [(0.25, 0.25), (1.0, 1.0), (2.0, 1.0)])
+@pytest.mark.parametrize(("gpus", "share"), [(0.25, 0.25), (1.0, 1.0)])
 def test_a_trial_is_bound_to_its_part_of_a_gpu_before_it_loads_a_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: float, share: float
 ) -> None:
