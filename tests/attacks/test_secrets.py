@@ -343,9 +343,8 @@ def test_a_reference_to_a_secret_is_refused_where_it_is_not_resolved(
     with pytest.raises(
         ConfigError,
         match=(
-            r"storage_path: \$\{env:RUNS\}: only data.format and mlflow.tracking_uri may refer to "
-            r"a "
-            r"secret"
+            r"storage_path: \$\{env:RUNS\}: only data.format, mlflow.tracking_uri and the token of "
+            r"a reference may refer to a secret"
         ),
     ):
         preflight.check(tiny.study(tmp_path, "storage_path=${env:RUNS}"))
