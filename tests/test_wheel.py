@@ -78,7 +78,9 @@ def test_the_client_installs_nothing_but_medray(tmp_path: Path) -> None:
         "import sys, medray; medray.Client(), medray.AsyncClient(); from importlib import metadata;"
         "print(sorted(one.name for one in metadata.distributions() if one.name != 'setuptools'))"
     )
-    run = subprocess.run([python, "-c", script], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [python, "-I", "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
     assert run.stdout.strip() == "['medray', 'pip']"
     command = subprocess.run(
         [python.with_name("medray"), "--version"], capture_output=True, text=True
