@@ -36,6 +36,11 @@ def releases(storage_path: Storage = "runs", as_json: Json = False, quiet: Quiet
     registry, listing = Registry(storage_path), Listing()
     for name in registry.names():
         _list(registry, name, listing)
+    if not registry.names():
+        listing.lines.append(
+            f"no releases in {registry.store.uri}; medray study publishes one, or give "
+            "--storage-path"
+        )
     out.result({"versions": listing.versions, "unreadable": listing.mistakes}, *listing.lines)
     for mistake in listing.mistakes:
         print(f"medray: {mistake}", file=sys.stderr)

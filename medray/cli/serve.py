@@ -108,6 +108,7 @@ def serve(
 
     stop = threading.Event()
     num_cpus = max(cores, math.ceil(options.cpus * replicas * len(references)))
+    print(f"starting Ray and loading {', '.join(references)}", flush=True)
     with serving(
         options, host=host, port=port, prefix="/" + prefix.strip("/"), num_cpus=num_cpus
     ) as url:

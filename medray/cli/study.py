@@ -1,6 +1,7 @@
 """Commands that search for the best model, and read and tidy what a search stored."""
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -54,6 +55,8 @@ def study(
 
     preflight.check(config, resume=resume, with_data=dry_run)
     if dry_run:
+        if not quiet:  # stdout holds the configuration alone
+            print("no mistakes; without --dry-run, this study trains", file=sys.stderr)
         return
     from medray.python.studies import search
     from medray.reports.html_report import REPORT
@@ -102,6 +105,7 @@ def _lines(outcome: "Outcome", out: Output) -> list[str]:
     if outcome.release:
         store = outcome.release.registry.store.uri
         lines.append(f"published: {outcome.release.reference} in {store}")
+        lines.append(f"next: medray serve {outcome.release.reference}")
     return lines
 
 
