@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Generator
+from typing import Any
 
 import pytest
 from support import fake_service
@@ -119,25 +120,10 @@ def test_the_client_imports_the_standard_library_alone() -> None:
 
 def test_the_client_for_asyncio_returns_what_the_client_returns() -> None:
     references = {card.path: reference for reference, card in fake_service.CARDS.items()}
-    model = references["/v1/classify"]
-    with fake_service.running(fake_service.api(fake_service.Service(*fake_service.CARDS))) as url:
 
-        async def replies() -> list[object]:
-            async with AsyncClient(url) as client:
-                calls = [
-                    client.classify(["a"], model=model),
-                    client.choose(["a"], model=references["/v1/choose"]),
-                    client.extract(["asthma"], model=references["/v1/extract"]),
-                    client.decide("high fever", model="findings@best"),
-                    client.questions("findings@best"),
-                    client.model(model),
-                    client.models(),
-                    client.health(),
-                ]
-                return list(await asyncio.gather(*calls))
-
-        client = Client(url)
-        assert asyncio.run(replies()) == [
+    def calls(client: Any) -> list[Any]:
+        model = references["/v1/classify"]
+        return [
             client.classify(["a"], model=model),
             client.choose(["a"], model=references["/v1/choose"]),
             client.extract(["asthma"], model=references["/v1/extract"]),
@@ -147,6 +133,13 @@ def test_the_client_for_asyncio_returns_what_the_client_returns() -> None:
             client.models(),
             client.health(),
         ]
+
+    async def replies(url: str) -> list[Any]:
+        async with AsyncClient(url) as client:
+            return list(await asyncio.gather(*calls(client)))
+
+    with fake_service.running(fake_service.api(fake_service.Service(*fake_service.CARDS))) as url:
+        assert asyncio.run(replies(url)) == calls(Client(url))
 
 
 def test_many_requests_of_the_client_for_asyncio_run_at_once() -> None:

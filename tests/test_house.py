@@ -12,7 +12,7 @@ BOUNDS = {
     "single modules at the top": 3,
     "layers": 11,
     "files that compute an F1": 1,
-    "lines of the largest file": 367,
+    "lines of the largest file": 359,
     "lines of the largest function": 94,
     "names that are participles": 0,
 }

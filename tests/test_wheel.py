@@ -9,13 +9,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.slow
-def test_the_wheel_holds_the_package_alone_and_works_from_any_folder(tmp_path: Path) -> None:
-    source = (
-        tmp_path / "source"
-        # a copy, since setuptools leaves a folder `build` there and packs its content the next
-        # time
-    )
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build from a copy, since setuptools leaves a folder `build` there and packs its content the
+    next time."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -23,10 +22,17 @@ def test_the_wheel_holds_the_package_alone_and_works_from_any_folder(tmp_path: P
         ROOT / "medray", source / "medray", ignore=shutil.ignore_patterns("__pycache__")
     )
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "-q", "-o", str(tmp_path / "dist"), str(source)],
+        [sys.executable, "-m", "build", "--wheel", "-q", "-o", str(folder / "dist"), str(source)],
         check=True,
     )
-    (wheel,) = (tmp_path / "dist").glob("medray-*.whl")
+    (wheel,) = (folder / "dist").glob("medray-*.whl")
+    return wheel
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_package_alone_and_works_from_any_folder(
+    wheel: Path, tmp_path: Path
+) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
         archive.extractall(tmp_path / "site")
@@ -57,18 +63,8 @@ def test_the_wheel_holds_the_package_alone_and_works_from_any_folder(tmp_path: P
 
 
 @pytest.mark.slow
-def test_the_client_installs_nothing_but_medray(tmp_path: Path) -> None:
+def test_the_client_installs_nothing_but_medray(wheel: Path, tmp_path: Path) -> None:
     """Without an index there is nowhere to take a dependency from."""
-    source = tmp_path / "source"
-    source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "medray", source / "medray")
-    subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "-q", "-o", str(tmp_path / "dist"), str(source)],
-        check=True,
-    )
-    (wheel,) = (tmp_path / "dist").glob("medray-*.whl")
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     python = tmp_path / "venv" / "bin" / "python"
     subprocess.run(

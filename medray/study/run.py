@@ -15,9 +15,10 @@ from medray.config.files import parse
 from medray.config.load import dump_settings, load_study
 from medray.config.study import StudyConfig
 from medray.errors import ArtifactError, ConfigError, TrialError
-from medray.evaluation import analysis, leaderboard, leaderboard_files
+from medray.evaluation import analysis, leaderboard_files
 from medray.evaluation.analysis import Analysis
 from medray.evaluation.leaderboard import Entry, Leaderboard
+from medray.evaluation.trial_entries import entry_of
 from medray.records import HISTORY, SAMPLES, SETTINGS, Evaluation, TrialRecord, parse_history
 from medray.storage import files
 from medray.storage.checkpoint import MANIFEST
@@ -167,9 +168,7 @@ class Run:
         """Return trials at their best evaluation, each with its checkpoint's folder if that
         exists."""
         records = [record for record in self.records() if is_included(record)]
-        entries = [
-            leaderboard.entry_of(record, self.history(record.trial), metric) for record in records
-        ]
+        entries = [entry_of(record, self.history(record.trial), metric) for record in records]
         return [replace(entry, checkpoint=self._checkpoint_of(entry)) for entry in entries]
 
     def _checkpoint_of(self, entry: Entry) -> str | None:

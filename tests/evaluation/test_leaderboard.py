@@ -16,11 +16,11 @@ from medray.evaluation.leaderboard import (
     Entry,
     Leaderboard,
     conclude,
-    entry_of,
     finalists,
     rank,
 )
 from medray.evaluation.metrics import Metrics
+from medray.evaluation.trial_entries import entry_of
 from medray.records import Evaluation, MergeRecord, TrialRecord
 
 METRIC = "accuracy"

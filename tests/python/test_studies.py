@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -110,7 +111,9 @@ def test_a_table_becomes_a_result_that_can_be_repeated(
     assert release.reference == new.reference
     assert len(release.predict(frame, text="abstract")) == len(frame)
     assert "again" in release.card
-    release.export(tmp_path / "export")
+    before = release.predict_proba(frame, text="abstract")
+    release.export(tmp_path / "export", merged=True)
     assert (tmp_path / "export" / "README.md").is_file()
+    assert np.array_equal(release.predict_proba(frame, text="abstract"), before)
     assert medray.Result.of(tmp_path / "runs" / "conditions").winner == result.winner
     assert result.load().predict(["carcinoma"])[0].labels[0] in ("cancer", "other")

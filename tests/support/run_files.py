@@ -16,6 +16,7 @@ from medray.evaluation.bootstrap import LabelResults
 from medray.evaluation.diagnose import SplitResults, examine
 from medray.evaluation.leaderboard import Contender, Entry, Leaderboard
 from medray.evaluation.metrics import Metrics, single_label
+from medray.evaluation.trial_entries import entry_of
 from medray.records import (
     HISTORY,
     AbstentionRecord,
@@ -139,7 +140,7 @@ def board(
 ) -> Leaderboard:
     """Return a leaderboard with the best trial of each base model as a finalist. With `close`,
     their answers are so alike that they tie."""
-    entries = [leaderboard.entry_of(trial, rows, "f1_binary") for trial, rows in histories]
+    entries = [entry_of(trial, rows, "f1_binary") for trial, rows in histories]
     candidates = [
         _contender(entry, 0.9 if close else 0.9 - 0.15 * place, 40 + place, labels)
         for place, entry in enumerate(leaderboard.finalists(entries, "f1_binary", 1))
