@@ -93,7 +93,7 @@ MUTATIONS = (
     ),
     Mutation(
         "trials are ranked by their last epoch",
-        "medray/evaluation/leaderboard.py",
+        "medray/evaluation/trial_entries.py",
         "    return max(numbers, key=lambda evaluation: sign * evaluation.metrics[metric], "
         "default=None)",
         "    return numbers[-1] if numbers else None",
