@@ -36,6 +36,8 @@ def test_the_wheel_holds_the_package_alone_and_works_from_any_folder(
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
         archive.extractall(tmp_path / "site")
+        program = archive.getinfo("medray/serving/haproxy.sh")
+    assert program.external_attr >> 16 & 0o111 == 0o111  # pip keeps these bits
     files = [
         path
         for path in (ROOT / "medray").rglob("*")
