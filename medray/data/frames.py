@@ -1,6 +1,7 @@
 """Rows of Python objects as an Arrow table: DataFrames of pandas and polars, `datasets.Dataset`,
 Arrow tables, a mapping of columns, a list of rows."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,31 +18,51 @@ _INDEX = "__index_level_"  # the column in which pandas passes on an index with 
 
 def is_table(data: Any) -> bool:
     """Return whether an object holds rows with columns, unlike a list of texts or a Series."""
-    has_columns = hasattr(data, "columns") or hasattr(data, "column_names")
+    # Asked of the class, since a lazy frame resolves its columns where they are read.
+    has_columns = hasattr(type(data), "columns") or hasattr(data, "column_names")
     return has_columns or isinstance(data, Mapping)
 
 
 def table_of(data: Any) -> pa.Table:
     """Return the rows of an object; an error names what it is."""
+    if hasattr(data, "collect"):
+        raise DataError(
+            f"the data: is a {type(data).__name__}, whose rows are not read yet; give .collect()"
+        )
     try:
-        if hasattr(data, "with_format") and hasattr(data, "column_names"):
-            table = data.with_format("arrow")[:]  # a Dataset, with the names of its classes
-        elif hasattr(data, "__arrow_c_stream__"):
-            table = pa.table(data)
-        elif isinstance(data, Mapping):
-            table = pa.table({str(name): list(values) for name, values in data.items()})
-        elif isinstance(data, Sequence) and all(isinstance(row, Mapping) for row in data):
-            table = pa.Table.from_pylist(list(data))
-        else:
-            raise DataError(f"the data: is a {type(data).__name__}; give {_KINDS}")
+        table = _table(data)
     except (pa.ArrowException, TypeError, ValueError) as err:
         reason = " ".join(str(err).split())
         raise DataError(
             f"the data: cannot be read as a table ({reason:.200}); give {_KINDS}"
         ) from None
+    if table is None:
+        raise DataError(f"the data: is a {type(data).__name__}; give {_KINDS}")
     if not table.num_rows:
         raise DataError("the data: has no rows; give some")
     return table.drop_columns([name for name in table.column_names if name.startswith(_INDEX)])
+
+
+def _table(data: Any) -> pa.Table | None:
+    if hasattr(data, "with_format") and hasattr(data, "column_names"):
+        return data.with_format("arrow")[:]  # a Dataset, with the names of its classes
+    if hasattr(data, "__arrow_c_stream__") and is_table(data):  # a Series has a stream, too
+        return _in_plain_types(pa.table(data))
+    if isinstance(data, Mapping):
+        return pa.table({str(name): list(values) for name, values in data.items()})
+    if isinstance(data, Sequence) and all(isinstance(row, Mapping) for row in data):
+        return pa.Table.from_pylist(list(data))
+    return None
+
+
+def _in_plain_types(table: pa.Table) -> pa.Table:
+    """Return the table without categories and views, which polars has: Parquet cannot store
+    categories of views."""
+    for number, field in enumerate(table.schema):
+        if re.search("dictionary|_view", str(field.type)):
+            values = pa.array(table.column(number).to_pylist())
+            table = table.set_column(number, field.name, values)
+    return table
 
 
 def to_parquet(data: Any) -> bytes:

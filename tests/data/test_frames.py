@@ -1,5 +1,7 @@
 """Tables of Python objects become the same rows."""
 
+import warnings
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -7,7 +9,9 @@ import pyarrow as pa
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
+from medray.config.schema import validate
 from medray.data import frames
+from medray.data.formats import tables
 from medray.errors import DataError
 
 COLUMNS: dict[str, list[Any]] = {"text": ["a", "b", None], "label": ["x", "y", "x"]}
@@ -44,16 +48,61 @@ def test_an_object_with_the_stream_of_arrow_is_a_table() -> None:
     assert frames.table_of(Stream()).to_pydict() == COLUMNS
 
 
-def test_names_of_classes_go_through_parquet(tmp_path: Any) -> None:
+def test_categories_of_pandas_are_texts(tmp_path: Path) -> None:
+    data = pd.DataFrame(COLUMNS).astype({"label": "category"})
+    assert frames.table_of(data).to_pydict() == COLUMNS
+    assert labels_in(data.head(2), tmp_path) == [("x",), ("y",)]
+
+
+@pytest.mark.parametrize("kind", ["text", "categories", "an enumeration", "lists"])
+def test_rows_of_polars_go_through_parquet(kind: str, tmp_path: Path) -> None:
+    pl = pytest.importorskip("polars")
+    data = pl.DataFrame(COLUMNS).head(2)
+    label = pl.col("label")
+    columns = {
+        "text": label,
+        "categories": label.cast(pl.Categorical),
+        "an enumeration": label.cast(pl.Enum(["x", "y"])),
+        "lists": pl.concat_list(label.cast(pl.Categorical)),
+    }
+    data = data.with_columns(columns[kind].alias("label"))
+    assert frames.is_table(data)
+    assert labels_in(data, tmp_path) == [("x",), ("y",)]
+
+
+def test_a_null_of_polars_is_an_empty_text_in_rows_to_predict() -> None:
+    pl = pytest.importorskip("polars")
+    rows = frames.examples_of(pl.DataFrame(COLUMNS), "text")
+    assert [row.text for row in rows] == ["a", "b", ""]
+
+
+def test_a_lazy_frame_and_a_series_are_named() -> None:
+    pl = pytest.importorskip("polars")
+    data = pl.DataFrame(COLUMNS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the columns of a lazy frame cost a plan
+        assert frames.is_table(data.lazy())
+        with pytest.raises(DataError) as error:
+            frames.table_of(data.lazy())
+    assert str(error.value) == (
+        "the data: is a LazyFrame, whose rows are not read yet; give .collect()"
+    )
+    with pytest.raises(DataError, match="the data: is a Series; give a DataFrame"):
+        frames.table_of(data["text"])
+
+
+def test_names_of_classes_go_through_parquet(tmp_path: Path) -> None:
     features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
     data = Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}, features=features)
-    path = tmp_path / "rows.parquet"
-    path.write_bytes(frames.to_parquet(data))
-    from medray.config.schema import validate
-    from medray.data.formats import tables
+    assert labels_in(data, tmp_path) == [("no",), ("yes",)]
 
+
+def labels_in(data: Any, folder: Path) -> list[tuple[str, ...]]:
+    """Return the labels of the rows after they were stored as a file."""
+    path = folder / "rows.parquet"
+    path.write_bytes(frames.to_parquet(data))
     options = validate(tables.Options, {"name": "tables", "path": str(path)}, where="test")
-    assert [row.labels for row in tables.read(options)] == [("no",), ("yes",)]
+    return [row.labels for row in tables.read(options)]
 
 
 def test_the_column_of_the_text_is_known_by_its_name_or_given() -> None:
