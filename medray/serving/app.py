@@ -1,7 +1,8 @@
 """The Ray Serve application. Serve's YAML names `build` as `import_path`; `serving` starts the
 application from this process.
 
-It has one ingress, and one deployment per release or per engine that several releases share.
+It has one ingress, and one deployment per release or per engine that several releases share; or a
+single deployment that is both.
 """
 
 import errno
@@ -27,7 +28,7 @@ from medray.config.addresses import is_loopback
 from medray.errors import ArtifactError, ServingError
 from medray.registry.registry import Registry
 from medray.runtime import cluster, session_files
-from medray.serving import front
+from medray.serving import front, haproxy
 from medray.serving.auth import check_address
 from medray.serving.deployments import QUIET, Deployments
 from medray.serving.schemas import AppOptions, path_of
@@ -41,7 +42,9 @@ def build(options: AppOptions) -> serve.Application:
     """Return the application that `serve run`, `serve deploy` and `medray serve` start. At least
     one of its releases must exist."""
     gpus = ray.cluster_resources().get("GPU", 0.0) if ray.is_initialized() else 0.0
-    return Deployments.of(options).application(gpus)
+    return Deployments.of(options).application(
+        gpus, has_haproxy=haproxy.is_in_front(), num_replicas=None
+    )
 
 
 def first_path(references: Iterable[str], storage_path: str) -> str | None:
@@ -95,7 +98,10 @@ def serving(
         else:
             _check_beside(http, host, port, prefix)
         stack.callback(serve.delete, name)  # it drains the replicas
-        _run(deployments.application(session.gpus), name, prefix)
+        application = deployments.application(
+            session.gpus, has_haproxy=haproxy.is_in_front(), num_replicas=options.replicas
+        )
+        _run(application, name, prefix)
         head = ray.get_runtime_context().gcs_address.rpartition(":")[0]
         if session.is_joined and is_loopback(host) and not is_loopback(head):
             log.warning(

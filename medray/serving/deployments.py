@@ -1,26 +1,51 @@
 """The deployments of an application: an ingress, and one per release or per engine that several
-releases share. They bind what Serve starts, and decide on CPUs and GPUs."""
+releases share; or a single one. They bind what Serve starts, and decide on CPUs and GPUs."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from fastapi import FastAPI
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from medray.errors import ArtifactError, ConfigError, ServingError
 from medray.registry.registry import Registry
 from medray.runtime import cluster
-from medray.serving.ingress import Ingress
+from medray.serving.ingress import Ingress, LocalCalls
+from medray.serving.remote_calls import IngressReplica
 from medray.serving.replica import ReleaseReplica
-from medray.serving.schemas import AppOptions
+from medray.serving.schemas import AppOptions, ReplicaReport
 from medray.serving.vllm import ReleaseGroup, groups
 from medray.storage import files
 
 log = logging.getLogger(__name__)
 QUIET = LoggingConfig(enable_access_log=False)  # the audit log has a line per request already
+# Of an ingress, whose own queues are shorter and answer a typed 429.
+_HTTP_REQUESTS = 1000
 _PATHS = ("storage_path", "tokens_file", "require_signature", "audit_log")
+
+
+@serve.ingress()
+class ReleaseIngress:
+    """A replica of a release that answers HTTP itself."""
+
+    def __init__(self, group: ReleaseGroup, options: AppOptions) -> None:
+        self.replica = ReleaseReplica(group, options)
+        own = serve.get_replica_context().replica_id.deployment_id
+        deployment = serve.get_deployment_handle(own.name, own.app_name)
+        self.ingress = Ingress(options, LocalCalls(options.limits, self.replica, deployment))
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return self.ingress.api()
+
+    def check_health(self) -> None:
+        self.replica.check_health()
+
+    async def report(self, reference: str) -> ReplicaReport:
+        return await self.replica.report(reference)
 
 
 @dataclass(frozen=True)
@@ -55,25 +80,31 @@ class Deployments:
             )
         return cls(options, tuple(parts), missing)
 
-    def application(self, num_gpus: float) -> serve.Application:
-        """Return the application for a cluster with this number of GPUs."""
-        options = self.options
+    def application(
+        self, num_gpus: float, *, has_haproxy: bool, num_replicas: int | None
+    ) -> serve.Application:
+        """Return the application for a cluster with this number of GPUs. `num_replicas` is the
+        number per release, or None if Serve's YAML may set it."""
+        if is_one_deployment(self.groups, has_haproxy=has_haproxy, num_replicas=num_replicas):
+            return self._deployment(self.groups[0], num_gpus, is_ingress=True)
         deployments: dict[str, serve.Application] = {}
         for group in self.groups:
-            deployment = self._deployment(group, num_gpus)
+            deployment = self._deployment(group, num_gpus, is_ingress=False)
             deployments |= dict.fromkeys(group.references, deployment)
         ingress = serve.deployment(
-            Ingress,
+            IngressReplica,
             name="Ingress",
-            # The deployments of releases bound their own queues and answer a typed 429.
-            max_ongoing_requests=1000,
+            num_replicas=max(1, sum(group.engine == "vllm" for group in self.groups)),
+            max_ongoing_requests=_HTTP_REQUESTS,
             ray_actor_options={"num_cpus": 0},
-            graceful_shutdown_timeout_s=options.limits.timeout_s,
+            graceful_shutdown_timeout_s=self.options.limits.timeout_s,
             logging_config=QUIET,
         )
-        return ingress.bind(options, deployments, self.missing)
+        return ingress.bind(self.options, deployments, self.missing)
 
-    def _deployment(self, group: ReleaseGroup, num_gpus: float) -> serve.Application:
+    def _deployment(
+        self, group: ReleaseGroup, num_gpus: float, *, is_ingress: bool
+    ) -> serve.Application:
         """Return the deployment of a group. It has the name of the group's first reference, by
         which Serve's YAML sets replicas and resources."""
         options, limits = self.options, self.options.limits
@@ -85,11 +116,11 @@ class Deployments:
         if gpus := self.gpus_per_replica(num_gpus):
             actor["num_gpus"] = gpus
         deployment = serve.deployment(
-            ReleaseReplica,
+            ReleaseIngress if is_ingress else ReleaseReplica,
             name=group.references[0],
             num_replicas=1 if is_one else options.replicas,
-            max_ongoing_requests=limits.ongoing_requests,
-            max_queued_requests=limits.queued_requests,
+            max_ongoing_requests=_HTTP_REQUESTS if is_ingress else limits.ongoing_requests,
+            max_queued_requests=-1 if is_ingress else limits.queued_requests,
             health_check_period_s=2,
             health_check_timeout_s=30,  # a load holds the GIL for seconds
             graceful_shutdown_timeout_s=limits.timeout_s,
@@ -106,6 +137,19 @@ class Deployments:
             1 if group.engine == "vllm" else self.options.replicas for group in self.groups
         )
         return cluster.share_of_gpu(num_replicas, num_gpus)
+
+
+def is_one_deployment(
+    groups: Sequence[ReleaseGroup], *, has_haproxy: bool, num_replicas: int | None
+) -> bool:
+    """Return whether the replicas of the only release are their own ingress. Requests of a replica
+    that dies are then repeated by HAProxy, and by nothing else."""
+    return (
+        len(groups) == 1
+        and groups[0].engine == "transformers"
+        and not groups[0].is_missing
+        and (has_haproxy or num_replicas == 1)
+    )
 
 
 def with_whole_paths(options: AppOptions) -> AppOptions:

@@ -1,17 +1,16 @@
-"""The ingress of the application. It routes requests to the deployments of releases, retries if a
-replica died, and records each request. Imports no torch."""
+"""What answers HTTP in an application: routes, access, metrics, audit lines and health. Its calls
+go to the release in its own process, or to other deployments. Imports no torch."""
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from fastapi import FastAPI
-from ray import serve
-from ray.exceptions import RayActorError, RayError
 from ray.serve.context import _get_global_client
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Counter, Histogram
 
@@ -20,10 +19,11 @@ from medray.serving import auth, front
 from medray.serving.api import make_api
 from medray.serving.auth import check_address
 from medray.serving.cards import ReleaseCard
-from medray.serving.refusals import Refusal
-from medray.serving.replica_setup import audit, open_audit_log, prepare
-from medray.serving.schemas import RETRY_AFTER_S, AppOptions, Health, ReleaseHealth, ReplicaReport
+from medray.serving.refusals import Refusal, full_queue, too_late
+from medray.serving.replica_setup import audit, open_audit_log
+from medray.serving.schemas import AppOptions, Health, Limits, ReleaseHealth, ReplicaReport
 from medray.serving.service import (
+    Calls,
     Conversation,
     Description,
     Event,
@@ -34,29 +34,24 @@ from medray.serving.service import (
 from medray.serving.shares import BOUNDS, NO_LABEL
 from medray.tasks.base.route import TextRequest, TextResponse
 
-_REPORT_S = 5.0
+if TYPE_CHECKING:  # it imports torch, which the ingress of several deployments does without
+    from medray.serving.replica import ReleaseReplica
+
+Answer = TypeVar("Answer")
+REPORT_S = 5.0  # for a description, a card or the reports of replicas
 _SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
 _FIRST_TOKEN_S = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
-_ATTEMPTS = 2  # the first, and one more if its replica died
-Absence = Literal["loading", "degraded", "idle"]
-_EXPECTED_ERRORS = (TimeoutError, BackPressureError, RayActorError, DeploymentUnavailableError)
 
 
-@serve.ingress()
 class Ingress:
-    def __init__(
-        self, options: AppOptions, deployments: dict[str, DeploymentHandle], missing: dict[str, str]
-    ) -> None:
-        prepare()
+    """The service of an application. Its answers are those of `calls`."""
+
+    def __init__(self, options: AppOptions, calls: Calls) -> None:
         open_audit_log(options.audit_log)
-        self.options, self.deployments = options, deployments
-        # Releases that no replica has reported yet, each with the reason why it did not exist.
-        self.missing = dict(missing)
-        self.streaming = {
-            reference: deployment.options(stream=True)
-            for reference, deployment in deployments.items()
-        }
+        self.options, self.calls = options, calls
         self.references = options.releases
+        self.answer, self.decide, self.talk = calls.answer, calls.decide, calls.talk
+        self.describe, self.card = calls.describe, calls.card
         self.digests = auth.read_digests(Path(options.tokens_file)) if options.tokens_file else None
         host = _host()
         check_address(host, has_tokens=self.digests is not None or options.open_to_all)
@@ -97,7 +92,7 @@ class Ingress:
             tag_keys=("release", "version"),
         )
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def api(self) -> FastAPI:
         options = self.options
         return make_api(
             self,
@@ -108,97 +103,9 @@ class Ingress:
             mask_identifiers=options.mask_identifiers,
         )
 
-    async def answer(self, reference: str, request: TextRequest) -> TextResponse | Refusal:
-        outcome: TextResponse | Refusal = await self._predict("answer", reference, request)
-        return outcome
-
-    async def decide(self, reference: str, inquiry: Inquiry) -> InquiryReply | Refusal:
-        outcome: InquiryReply | Refusal = await self._predict("decide", reference, inquiry)
-        return outcome
-
-    async def _predict(self, method: str, reference: str, request: TextRequest | Inquiry) -> Any:
-        """Send a request to a replica, and again if that died. Repeating a prediction is safe."""
-        timeout_s = self.options.limits.timeout_s
-        try:
-            async with asyncio.timeout(timeout_s):
-                for attempt in range(1, _ATTEMPTS + 1):
-                    try:
-                        call = getattr(self.deployments[reference], method)
-                        return await call.remote(reference, request, timeout_s)
-                    except RayActorError:
-                        if attempt == _ATTEMPTS:
-                            raise
-        except _EXPECTED_ERRORS as err:
-            return self._refusal(err)
-        raise AssertionError("the loop returns or raises")
-
-    async def talk(self, reference: str, conversation: Conversation) -> Events:
-        """Pass on the pieces of an answer. It cannot start again once the first piece was sent."""
-        loop = asyncio.get_running_loop()
-        end = loop.time() + self.options.limits.timeout_s
-        has_begun = has_ended = False
-        for attempt in range(1, _ATTEMPTS + 1):
-            pieces = self.streaming[reference].talk.remote(
-                reference, conversation, end - loop.time()
-            )
-            try:
-                while True:
-                    async with asyncio.timeout_at(end):
-                        piece = await anext(pieces, None)
-                    if piece is None:
-                        has_ended = True
-                        return
-                    has_begun = True
-                    yield piece
-            except _EXPECTED_ERRORS as err:
-                if has_begun or attempt == _ATTEMPTS or not isinstance(err, RayActorError):
-                    yield self._refusal(err)
-                    return
-            finally:
-                if not has_ended:
-                    pieces.cancel()
-
-    async def describe(self, reference: str) -> Description | Refusal:
-        try:
-            async with asyncio.timeout(_REPORT_S):
-                answer: Description | Refusal = await self.deployments[reference].describe.remote(
-                    reference
-                )
-                return answer
-        except _EXPECTED_ERRORS as err:
-            return self._refusal(err)
-
-    async def card(self, reference: str) -> ReleaseCard | Refusal:
-        try:
-            async with asyncio.timeout(_REPORT_S):
-                answer: ReleaseCard | Refusal = await self.deployments[reference].card.remote(
-                    reference
-                )
-                return answer
-        except _EXPECTED_ERRORS as err:
-            return self._refusal(err)
-
-    def _refusal(self, err: Exception) -> Refusal:
-        if isinstance(err, TimeoutError):
-            return Refusal(
-                504,
-                "deadline_exceeded",
-                f"the answer was not ready in {self.options.limits.timeout_s:g} s",
-            )
-        if isinstance(err, BackPressureError):
-            return Refusal(
-                429, "overloaded", "too many requests are waiting; try again later", RETRY_AFTER_S
-            )
-        return Refusal(
-            503,
-            "unavailable",
-            "no replica of this release can answer; try again later",
-            RETRY_AFTER_S,
-        )
-
     async def health(self) -> Health:
         health = await asyncio.gather(
-            *(self._release_health(reference) for reference in self.references)
+            *(self.calls.release_health(reference) for reference in self.references)
         )
         statuses = {one.status for one in health}
         worst: Literal["ok", "loading", "degraded"] = (
@@ -209,37 +116,6 @@ class Ingress:
             else "ok"
         )
         return Health(status=worst, releases=dict(zip(self.references, health, strict=True)))
-
-    async def _release_health(self, reference: str) -> ReleaseHealth:
-        try:
-            responses = self.deployments[reference].broadcast("report", reference)
-            answers = await responses.results_async(timeout_s=_REPORT_S, return_exceptions=True)
-        except DeploymentUnavailableError:
-            status = await self._absence(reference)
-            if status == "idle" and reference in self.missing:
-                return ReleaseHealth(status="missing", error=self.missing[reference])
-            return ReleaseHealth(status=status)
-        except TimeoutError:
-            return ReleaseHealth(status="degraded")
-        reports = tuple(
-            sorted(
-                (answer for answer in answers if isinstance(answer, ReplicaReport)),
-                key=lambda report: report.replica,
-            )
-        )
-        if reports and not any(report.version for report in reports):
-            return ReleaseHealth(status="missing", error=reports[0].error, replicas=reports)
-        if reports:
-            self.missing.pop(reference, None)
-        healthy = len(reports) == len(answers) and all(report.error is None for report in reports)
-        return ReleaseHealth(status="ok" if healthy else "degraded", replicas=reports)
-
-    async def _absence(self, reference: str) -> Absence:
-        try:
-            async with asyncio.timeout(_REPORT_S):
-                return absence(await asyncio.to_thread(_deployment, self.deployments[reference]))
-        except (TimeoutError, RayError):  # Serve's controller does not answer either
-            return "degraded"
 
     def record(self, event: Event) -> None:
         version = str(event.version)
@@ -288,21 +164,115 @@ class Ingress:
         }
 
 
-def absence(deployment: Mapping[str, Any] | None) -> Absence:
-    """Return why no replica of a release answers, from what Serve's controller reports."""
-    if deployment is None or deployment["status"] in ("DEPLOY_FAILED", "UNHEALTHY"):
-        return "degraded"
-    return "loading" if deployment["target_num_replicas"] else "idle"
+class LocalCalls:
+    """Calls that go to the release in this process. `deployment` is its own, whose replicas report
+    their health."""
+
+    def __init__(
+        self, limits: Limits, replica: "ReleaseReplica", deployment: DeploymentHandle
+    ) -> None:
+        self.limits, self.replica, self.deployment = limits, replica, deployment
+        self.places = Places(limits.ongoing_requests, limits.queued_requests)
+
+    async def answer(self, reference: str, request: TextRequest) -> TextResponse | Refusal:
+        return await self._predict(self.replica.answer, reference, request)
+
+    async def decide(self, reference: str, inquiry: Inquiry) -> InquiryReply | Refusal:
+        return await self._predict(self.replica.decide, reference, inquiry)
+
+    async def _predict(
+        self, method: Callable[..., Awaitable[Answer | Refusal]], reference: str, request: Any
+    ) -> Answer | Refusal:
+        loop, timeout_s = asyncio.get_running_loop(), self.limits.timeout_s
+        end = loop.time() + timeout_s
+        try:
+            async with asyncio.timeout_at(end), self.places.one():
+                return await method(reference, request, end - loop.time())
+        except FullQueueError:
+            return full_queue()
+        except TimeoutError:
+            return too_late(timeout_s)
+
+    async def talk(self, reference: str, conversation: Conversation) -> Events:
+        loop, timeout_s = asyncio.get_running_loop(), self.limits.timeout_s
+        end = loop.time() + timeout_s
+        try:
+            async with self.places.one(until=end):
+                pieces = self.replica.talk(reference, conversation, end - loop.time())
+                async with aclosing(pieces):
+                    while True:
+                        async with asyncio.timeout_at(end):
+                            piece = await anext(pieces, None)
+                        if piece is None:
+                            return
+                        yield piece
+        except FullQueueError:
+            yield full_queue()
+        except TimeoutError:
+            yield too_late(timeout_s)
+
+    async def describe(self, reference: str) -> Description | Refusal:
+        return await self.replica.describe(reference)
+
+    async def card(self, reference: str) -> ReleaseCard | Refusal:
+        try:
+            async with asyncio.timeout(REPORT_S):
+                return await self.replica.card(reference)
+        except TimeoutError:
+            return too_late(REPORT_S)
+
+    async def release_health(self, reference: str) -> ReleaseHealth:
+        try:
+            return await release_health(self.deployment, reference)
+        except DeploymentUnavailableError:  # Serve has not listed this replica yet
+            return ReleaseHealth(status="loading")
+        except TimeoutError:
+            return ReleaseHealth(status="degraded")
 
 
-def _deployment(handle: DeploymentHandle) -> Mapping[str, Any] | None:
-    """Return a deployment as Serve's REST API reports it. `serve.status()` lacks the number of
-    replicas that should run."""
-    application = _get_global_client().get_serve_details()["applications"].get(handle.app_name, {})
-    deployment: Mapping[str, Any] | None = application.get("deployments", {}).get(
-        handle.deployment_name
+class FullQueueError(Exception):
+    """As many requests wait as may."""
+
+
+class Places:
+    """At most `num_ongoing` requests run at a time, and `num_queued` wait; -1 is no limit."""
+
+    def __init__(self, num_ongoing: int, num_queued: int) -> None:
+        self.num_queued = num_queued
+        self.num_waiting = 0
+        self._ongoing = asyncio.Semaphore(num_ongoing)
+
+    @asynccontextmanager
+    async def one(self, *, until: float | None = None) -> AsyncIterator[None]:
+        """Wait for a place, at most until a time of the event loop, and hold it in the block."""
+        if self._ongoing.locked() and 0 <= self.num_queued <= self.num_waiting:
+            raise FullQueueError
+        self.num_waiting += 1
+        try:
+            async with asyncio.timeout_at(until):
+                await self._ongoing.acquire()
+        finally:
+            self.num_waiting -= 1
+        try:
+            yield
+        finally:
+            self._ongoing.release()
+
+
+async def release_health(deployment: DeploymentHandle, reference: str) -> ReleaseHealth:
+    """Return the health of a release by the reports of all its replicas."""
+    responses = deployment.broadcast("report", reference)
+    answers = await responses.results_async(timeout_s=REPORT_S, return_exceptions=True)
+    reports = tuple(
+        sorted(
+            (answer for answer in answers if isinstance(answer, ReplicaReport)),
+            key=lambda report: report.replica,
+        )
     )
-    return deployment
+    if reports and not any(report.version for report in reports):
+        return ReleaseHealth(status="missing", error=reports[0].error, replicas=reports)
+    healthy = len(reports) == len(answers) and all(report.error is None for report in reports)
+    return ReleaseHealth(status="ok" if healthy else "degraded", replicas=reports)
 
 
 def _host() -> str:

@@ -18,6 +18,7 @@ from medray.serving.schemas import (
     CHAT_PATH,
     COMPLETION_PATH,
     DECISIONS_PATH,
+    RETRY_AFTER_S,
     SYSTEMONE_PATH,
     DetailBody,
     InvalidPlace,
@@ -42,6 +43,16 @@ class Refusal:
 
 def too_large(body_bytes: int) -> Refusal:
     return Refusal(413, "body_too_large", f"body: it is larger than {body_bytes} bytes; send less")
+
+
+def too_late(timeout_s: float) -> Refusal:
+    return Refusal(504, "deadline_exceeded", f"the answer was not ready in {timeout_s:g} s")
+
+
+def full_queue() -> Refusal:
+    return Refusal(
+        429, "overloaded", "too many requests are waiting; try again later", RETRY_AFTER_S
+    )
 
 
 def error_body(refusal: Refusal) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""The protocol between the routes and a service: questions, conversations, pieces of answers, and
-events for the audit log."""
+"""The protocols between the routes, a service and its releases: questions, conversations, pieces of
+answers, and events for the audit log."""
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Protocol
 from medray.client.answers import Citations
 from medray.serving.cards import ReleaseCard
 from medray.serving.refusals import Refusal
-from medray.serving.schemas import Health
+from medray.serving.schemas import Health, ReleaseHealth
 from medray.tasks.base.protocol import ChatOutcome
 from medray.tasks.base.route import InputNote, TextRequest, TextResponse
 from medray.types import Message, Question, QuestionAnswer, Sampling, TokenLogprob
@@ -108,9 +108,8 @@ class Event:
     first_token_s: float | None = None
 
 
-class Service(Protocol):
-    @property
-    def references(self) -> tuple[str, ...]: ...
+class ReleaseService(Protocol):
+    """What answers for one release per call."""
 
     async def answer(self, reference: str, request: TextRequest) -> TextResponse | Refusal: ...
 
@@ -123,6 +122,20 @@ class Service(Protocol):
     async def describe(self, reference: str) -> Description | Refusal: ...
 
     async def card(self, reference: str) -> ReleaseCard | Refusal: ...
+
+
+class Calls(ReleaseService, Protocol):
+    """Where the calls of an ingress go: to the deployments of releases, or to the release in its
+    own process."""
+
+    async def release_health(self, reference: str) -> ReleaseHealth: ...
+
+
+class Service(ReleaseService, Protocol):
+    """What the routes need."""
+
+    @property
+    def references(self) -> tuple[str, ...]: ...
 
     async def health(self) -> Health: ...
 

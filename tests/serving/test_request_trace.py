@@ -19,4 +19,12 @@ def test_a_request_passes_few_files(path: str) -> None:
         "engines/transformers.py",
     } <= set(names)
     assert len(names) <= MOST[path], names
+    assert "serving/remote_calls.py" not in names
     assert sum(name.startswith("serving/") for name in names) <= MOST_OF_SERVING[path], names
+
+
+def test_a_request_to_another_deployment_passes_one_file_more() -> None:
+    path = "/v1/classify"
+    names = files_of_request(path, is_remote=True)
+    assert "serving/remote_calls.py" in names
+    assert len(names) <= MOST[path] + 1, names

@@ -49,23 +49,31 @@ class Outcome:
         )
 
 
+PATH = "/v1/classify"
+
+
 def ask(
-    port: int, body: dict[str, Any], token: str | None = None, *, timeout_s: float = 60
+    port: int,
+    body: dict[str, Any],
+    token: str | None = None,
+    *,
+    timeout_s: float = 60,
+    path: str = PATH,
 ) -> tuple[int, dict[str, Any], dict[str, str]]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
     try:
-        return _ask(connection, body, token)
+        return _ask(connection, body, token, path)
     finally:
         connection.close()
 
 
 def _ask(
-    connection: http.client.HTTPConnection, body: dict[str, Any], token: str | None
+    connection: http.client.HTTPConnection, body: dict[str, Any], token: str | None, path: str
 ) -> tuple[int, dict[str, Any], dict[str, str]]:
     headers = {"content-type": "application/json"} | (
         {"authorization": f"Bearer {token}"} if token else {}
     )
-    connection.request("POST", "/v1/classify", json.dumps(body), headers)
+    connection.request("POST", path, json.dumps(body), headers)
     answer = connection.getresponse()
     raw = answer.read()
     try:
@@ -80,7 +88,12 @@ def _ask(
 
 @contextmanager
 def running(
-    port: int, bodies: Sequence[dict[str, Any]], token: str | None = None, *, clients: int = 8
+    port: int,
+    bodies: Sequence[dict[str, Any]],
+    token: str | None = None,
+    *,
+    clients: int = 8,
+    path: str = PATH,
 ) -> Iterator[Outcome]:
     """Run clients. Each sends the next request as soon as it has a response, and repeats none that
     failed."""
@@ -92,7 +105,8 @@ def running(
         while not stop.is_set():
             start = time.monotonic()
             try:
-                status, response, _ = _ask(connection, bodies[position % len(bodies)], token)
+                body = bodies[position % len(bodies)]
+                status, response, _ = _ask(connection, body, token, path)
             except (OSError, http.client.HTTPException):
                 connection.close()
                 status, response = 0, {}

@@ -5,13 +5,13 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import openai
 import yaml
-from support import tiny
+from support import load, tiny
 
 from medray import cli
 from medray.client import Client
@@ -19,6 +19,8 @@ from medray.errors import ServingError
 from medray.registry.registry import Registry
 from medray.runtime.cluster import free_port
 from medray.serving import auth, front
+from medray.serving.deployments import Deployments
+from medray.serving.schemas import AppOptions
 
 CONFIG = Path(__file__).parents[2] / "serve_configs" / "quickstart.yaml"
 TOKEN = "the-token-of-these-tests"
@@ -32,6 +34,7 @@ class Served:
     logs: Path
     audit: Path
     at_start: tuple[str, ...]  # the states of cancer@best in /healthz until it served
+    prefix: str = ""
 
     @property
     def registry(self) -> Registry:
@@ -39,7 +42,12 @@ class Served:
 
     @property
     def client(self) -> Client:
-        return Client(f"http://127.0.0.1:{self.port}", TOKEN)
+        return Client(f"http://127.0.0.1:{self.port}{self.prefix}", TOKEN)
+
+    @property
+    def path(self) -> str:
+        """The path that classifies."""
+        return f"{self.prefix}{load.PATH}"
 
     @property
     def openai(self) -> openai.OpenAI:
@@ -142,26 +150,9 @@ def serving(place: Path) -> Iterator[Served]:
     config = yaml.safe_load(CONFIG.read_text())
     config["http_options"]["port"] = port
     (application,) = config["applications"]
-    application["args"] = {
-        "releases": ["cancer@best", "cancer@1", "adviser@1"],
-        "storage_path": str(storage),
-        "tokens_file": str(storage / "tokens"),
-        "audit_log": str(place / "audit" / "audit.log"),
-        "precision": "fp32",
-        "token_budget": 256,
-        "generation_tokens": 7500,
-        "follow_s": 0.3,
-        "limits": {
-            "body_bytes": 100_000,
-            "inputs": 64,
-            "tokens": 4000,
-            "waiting_tokens": 4000,
-            "new_tokens": LONG,
-            "ongoing_requests": 4,
-            "queued_requests": 8,
-            "timeout_s": 60,
-        },
-    }
+    application["args"] = arguments(
+        storage, place / "audit" / "audit.log", "cancer@best", "cancer@1", "adviser@1"
+    )
     scaling = {
         "min_replicas": 1,
         "max_replicas": 3,
@@ -198,6 +189,49 @@ def serving(place: Path) -> Iterator[Served]:
         )
     finally:
         end_serve()
+
+
+def arguments(storage: Path, audit_log: Path, *releases: str) -> dict[str, Any]:
+    """Return the options of an application, whose queues are short."""
+    return {
+        "releases": releases,
+        "storage_path": str(storage),
+        "tokens_file": str(storage / "tokens"),
+        "audit_log": str(audit_log),
+        "precision": "fp32",
+        "token_budget": 256,
+        "generation_tokens": 7500,
+        "follow_s": 0.3,
+        "limits": {
+            "body_bytes": 100_000,
+            "inputs": 64,
+            "tokens": 4000,
+            "waiting_tokens": 4000,
+            "new_tokens": LONG,
+            "ongoing_requests": 4,
+            "queued_requests": 8,
+            "timeout_s": 60,
+        },
+    }
+
+
+@contextmanager
+def one_deployment(served: Served, release: str, *, replicas: int = 1) -> Iterator[Served]:
+    """Serve a release beside the applications of the session, as one deployment at a path of its
+    own."""
+    from ray import serve
+
+    name = f"only-{release.partition('@')[0]}"
+    audit = served.audit.with_name(f"{name}.log")
+    options = AppOptions.model_validate(
+        arguments(served.storage, audit, release) | {"replicas": replicas, "cpus": 0.25}
+    )
+    application = Deployments.of(options).application(0, has_haproxy=True, num_replicas=None)
+    try:
+        serve.run_many([serve.RunTarget(application, name, f"/{name}")])
+        yield replace(served, prefix=f"/{name}", audit=audit, at_start=())
+    finally:
+        serve.delete(name)
 
 
 def end_serve() -> None:

@@ -1,7 +1,7 @@
 from collections.abc import Iterator
 
 import pytest
-from support.serve_session import Served, serving
+from support.serve_session import Served, one_deployment, serving
 
 from medray.runtime.cluster import Cluster
 
@@ -11,4 +11,16 @@ def served(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """One session for the tests of this folder; its replicas hold CPUs, which the tests after it
     need."""
     with serving(tmp_path_factory.mktemp("served")) as session:
+        yield session
+
+
+@pytest.fixture(scope="package")
+def only_classifier(served: Served) -> Iterator[Served]:
+    with one_deployment(served, "cancer@best", replicas=2) as session:
+        yield session
+
+
+@pytest.fixture(scope="package")
+def only_talker(served: Served) -> Iterator[Served]:
+    with one_deployment(served, "adviser@1") as session:
         yield session

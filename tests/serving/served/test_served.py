@@ -34,11 +34,18 @@ TEXTS = [
 ]
 
 
+@pytest.fixture(params=["served", "only_classifier"])
+def either(request: pytest.FixtureRequest) -> Served:
+    """An application of several deployments, or of one."""
+    session: Served = request.getfixturevalue(request.param)
+    return session
+
+
 @pytest.fixture
-def best(served: Served) -> Iterator[Served]:
+def best(either: Served) -> Iterator[Served]:
     """Whatever a test does to the alias, the next one finds version 1 on every replica."""
-    yield served
-    assert served.run("promote", "cancer@1", "best") == 0
+    yield either
+    assert either.run("promote", "cancer@1", "best") == 0
 
 
 def bodies() -> list[dict[str, Any]]:
@@ -86,7 +93,7 @@ def test_a_release_is_loading_until_its_first_replica_answers(served: Served) ->
 def test_a_promotion_under_load_loses_no_request_and_another_base_is_one_like_any_other(
     best: Served,
 ) -> None:
-    with load.running(best.port, bodies(), TOKEN) as outcome:
+    with load.running(best.port, bodies(), TOKEN, path=best.path) as outcome:
         outcome.until(1)
         for version in (2, 3):
             assert best.run("promote", f"cancer@{version}", "best") == 0
@@ -107,7 +114,7 @@ def test_a_release_with_a_broken_file_is_refused_by_promote_and_never_takes_traf
     assert best.run("promote", "cancer@4", "best") == 1
     assert "adapter_model.safetensors was changed" in capsys.readouterr().err
     assert tiny.aliases(best.registry, "cancer") == {"best": 1}
-    with load.running(best.port, bodies(), TOKEN) as outcome:
+    with load.running(best.port, bodies(), TOKEN, path=best.path) as outcome:
         best.registry.point("cancer", "best", 4)  # past promote, as another program might
         health = _health_with_error(best.client)
     print(f"broken release: {outcome}")
@@ -138,7 +145,7 @@ def test_a_promotion_that_no_replica_takes_exits_non_zero(
     assert "not every replica serves version" in capsys.readouterr().err
     assert best.run("promote", "cancer@2", "next") == 1
     assert (
-        "does not serve cancer@next; it serves cancer@best, cancer@1, adviser@1"
+        f"does not serve cancer@next; it serves {', '.join(best.client.models())}"
         in capsys.readouterr().err
     )
     assert "next" not in tiny.aliases(best.registry, "cancer")
@@ -155,10 +162,14 @@ def test_a_promotion_that_no_replica_takes_exits_non_zero(
     assert "does not answer" in capsys.readouterr().err
 
 
-def test_a_full_queue_answers_429_with_retry_after_and_recovers(served: Served) -> None:
-    slow = {"inputs": ["tumour cell growth " * 20] * 20, "model": "cancer@1"}
+def test_a_full_queue_answers_429_with_retry_after_and_recovers(either: Served) -> None:
+    slow = {"inputs": ["tumour cell growth " * 20] * 20, "model": "cancer@best"}
+
+    def ask() -> tuple[int, dict[str, Any], dict[str, str]]:
+        return load.ask(either.port, slow, TOKEN, path=either.path)
+
     with ThreadPoolExecutor(60) as pool:
-        answers = list(pool.map(lambda _: load.ask(served.port, slow, TOKEN), range(120)))
+        answers = list(pool.map(lambda _: ask(), range(120)))
     statuses = [status for status, _, _ in answers]
     print(f"flood: {statuses.count(200)} x 200, {statuses.count(429)} x 429")
     assert set(statuses) == {200, 429}
@@ -167,7 +178,7 @@ def test_a_full_queue_answers_429_with_retry_after_and_recovers(served: Served) 
         headers["retry-after"] == "1" and body["error"]["type"] == "overloaded"
         for body, headers in refusals
     )
-    assert load.ask(served.port, slow, TOKEN)[0] == 200
+    assert ask()[0] == 200
 
 
 def test_limits_and_tokens_hold_over_http(served: Served) -> None:
@@ -195,26 +206,29 @@ def test_limits_and_tokens_hold_over_http(served: Served) -> None:
         Client(f"http://127.0.0.1:{free_port()}").models()
 
 
-def test_no_text_is_in_any_log_and_the_audit_line_is(served: Served) -> None:
-    assert load.ask(served.port, {"text": f"{MARKER} tumour", "model": "cancer@1"}, TOKEN)[0] == 200
+def test_no_text_is_in_any_log_and_the_audit_line_is(either: Served) -> None:
+    def ask(body: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, str]]:
+        return load.ask(either.port, body, TOKEN, path=either.path)
+
+    assert ask({"text": f"{MARKER} tumour", "model": "cancer@best"})[0] == 200
     for body in ({"texts": MARKER}, {"text": [MARKER]}, {"text": "a", "model": MARKER}):
-        _, answer, _ = load.ask(served.port, body, TOKEN)
+        _, answer, _ = ask(body)
         assert answer["error"]
-    assert MARKER not in str(load.ask(served.port, {"texts": MARKER}, TOKEN))
-    audit = served.audit_lines('"release": "cancer@1"')
+    assert MARKER not in str(ask({"texts": MARKER}))
+    audit = either.audit_lines('"release": "cancer@1"')
     for part in ('"request_id": "', '"status": 200', '"labels": ["', '"ms": '):
         assert part in audit[-1]
     assert (
-        stat.S_IMODE(served.audit.stat().st_mode),
-        stat.S_IMODE(served.audit.parent.stat().st_mode),
+        stat.S_IMODE(either.audit.stat().st_mode),
+        stat.S_IMODE(either.audit.parent.stat().st_mode),
     ) == (0o600, 0o700)
     texts_by_path = {
-        path: path.read_text(errors="replace") for path in served.logs.rglob("*") if path.is_file()
+        path: path.read_text(errors="replace") for path in either.logs.rglob("*") if path.is_file()
     }
     assert [
         str(path) for path, text in texts_by_path.items() if '"release": "cancer@1"' in text
     ] == []  # Ray's and Serve's have none of it
-    texts_by_path[served.audit] = served.audit.read_text()
+    texts_by_path[either.audit] = either.audit.read_text()
     assert [str(path) for path, text in texts_by_path.items() if MARKER in text] == []
     assert [str(path) for path, text in texts_by_path.items() if TOKEN in text] == []
 

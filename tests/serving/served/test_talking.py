@@ -21,13 +21,20 @@ pytestmark = pytest.mark.ray
 MARKER = "xylophonist"
 
 
+@pytest.fixture(params=["served", "only_talker"])
+def either(request: pytest.FixtureRequest) -> Served:
+    """An application of several deployments, or of one."""
+    session: Served = request.getfixturevalue(request.param)
+    return session
+
+
 @pytest.mark.document(
     "000",
     "answers are streamed while they are generated",
     where="`/v1/chat/completions`",
 )
-def test_chat_answers_are_those_of_the_loaded_release_streamed_and_not(served: Served) -> None:
-    release = medray.load("adviser@1", storage_path=str(served.storage))
+def test_chat_answers_are_those_of_the_loaded_release_streamed_and_not(either: Served) -> None:
+    release = medray.load("adviser@1", storage_path=str(either.storage))
     questions = ["tumour cell", "renal failure study of a glucose", "fever"]
     texts = []
     for question in questions:
@@ -36,7 +43,7 @@ def test_chat_answers_are_those_of_the_loaded_release_streamed_and_not(served: S
         texts.append((f"{text.text}\n\n{DISCLAIMER}", text.finish, len(prompt), text.num_tokens))
 
     def whole(question: str) -> tuple[str, str, int, int]:
-        answer = served.say(question, max_tokens=20)
+        answer = either.say(question, max_tokens=20)
         return (
             answer.choices[0].message.content,
             answer.choices[0].finish_reason,
@@ -46,7 +53,7 @@ def test_chat_answers_are_those_of_the_loaded_release_streamed_and_not(served: S
 
     def stream(question: str) -> tuple[str, str, int, int]:
         *chunks, last = list(
-            served.say(question, max_tokens=20, stream=True, stream_options={"include_usage": True})
+            either.say(question, max_tokens=20, stream=True, stream_options={"include_usage": True})
         )
         text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
         return (
@@ -59,9 +66,9 @@ def test_chat_answers_are_those_of_the_loaded_release_streamed_and_not(served: S
     with ThreadPoolExecutor(6) as clients:  # together, so that they decode together
         pairs = [clients.submit(ask, question) for question in questions for ask in (whole, stream)]
         assert [one.result(timeout=60) for one in pairs] == [one for one in texts for _ in range(2)]
-    detail = served.openai.models.retrieve("adviser@1")
+    detail = either.openai.models.retrieve("adviser@1")
     assert detail.model_dump()["system"] == "the study of"
-    assert "adviser@1" in [model.id for model in served.openai.models.list()]
+    assert "adviser@1" in [model.id for model in either.openai.models.list()]
 
 
 def test_the_first_piece_comes_long_before_the_last(served: Served) -> None:
@@ -75,27 +82,27 @@ def test_the_first_piece_comes_long_before_the_last(served: Served) -> None:
     assert times[0] < times[-1] / 3
 
 
-def test_a_client_that_leaves_frees_its_row_streamed_and_not(served: Served) -> None:
-    stream = served.say("tumour", max_tokens=LONG, stream=True)
+def test_a_client_that_leaves_frees_its_row_streamed_and_not(either: Served) -> None:
+    stream = either.say("tumour", max_tokens=LONG, stream=True)
     next(iter(stream))
-    assert served.generating() == 1
+    assert either.generating() == 1
     stream.close()
-    served.wait_until_generating(0)
-    asking = served.openai.with_options(timeout=0.3)
+    either.wait_until_generating(0)
+    asking = either.openai.with_options(timeout=0.3)
     with pytest.raises(openai.APITimeoutError):
         asking.chat.completions.create(
             model="adviser", messages=[{"role": "user", "content": "tumour"}], max_tokens=LONG
         )
-    served.wait_until_generating(0)
+    either.wait_until_generating(0)
 
 
-def test_a_full_queue_is_a_rate_limit_and_empties_again(served: Served) -> None:
+def test_a_full_queue_is_a_rate_limit_and_empties_again(either: Served) -> None:
     answers: list[Any] = []
 
     def ask() -> None:
         with contextlib.suppress(openai.APIConnectionError):
             try:
-                answers.append(served.say("tumour", max_tokens=LONG, stream=True))
+                answers.append(either.say("tumour", max_tokens=LONG, stream=True))
             except openai.RateLimitError as err:
                 answers.append(err)
 
@@ -104,7 +111,7 @@ def test_a_full_queue_is_a_rate_limit_and_empties_again(served: Served) -> None:
         threads, 1
     ):  # Serve counts who is on the way to a replica as waiting: all at once, more would be refused
         thread.start()
-        served.wait_until_generating(min(number, 3))
+        either.wait_until_generating(min(number, 3))
     end = time.monotonic() + 10
     while len(answers) < 5:  # two get texts, three are refused, one waits
         assert time.monotonic() < end
@@ -122,18 +129,18 @@ def test_a_full_queue_is_a_rate_limit_and_empties_again(served: Served) -> None:
     for answer in answers:
         if not isinstance(answer, openai.RateLimitError):
             answer.close()
-    served.wait_until_generating(0)
-    assert served.say("tumour", max_tokens=2).usage.completion_tokens <= 2
+    either.wait_until_generating(0)
+    assert either.say("tumour", max_tokens=2).usage.completion_tokens <= 2
 
 
-def test_the_audit_line_has_tokens_and_times_and_no_log_has_a_text(served: Served) -> None:
-    answer = served.say(f"tumour {MARKER}", max_tokens=3)
+def test_the_audit_line_has_tokens_and_times_and_no_log_has_a_text(either: Served) -> None:
+    answer = either.say(f"tumour {MARKER}", max_tokens=3)
     with pytest.raises(openai.BadRequestError):
-        served.say(MARKER, n=2)
-    lines = served.audit_lines(answer.id.removeprefix("chatcmpl-"))
+        either.say(MARKER, n=2)
+    lines = either.audit_lines(answer.id.removeprefix("chatcmpl-"))
     texts = {
         path: path.read_text(errors="replace")
-        for path in (served.audit, *served.logs.rglob("*"))
+        for path in (either.audit, *either.logs.rglob("*"))
         if path.is_file()
     }
     line = json.loads(lines[0][lines[0].index("{") :])
