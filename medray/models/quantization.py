@@ -29,7 +29,7 @@ from medray.types import Needs
 log = logging.getLogger(__name__)
 # transformers quantises with bitsandbytes, and places weights with accelerate
 _PACKAGES = ("bitsandbytes", "accelerate")
-_FORMAT = 1  # of packed weights; raise it where they change, so that old folders are not used
+_FORMAT = 2  # of packed weights; raise it where they change, so that old folders are not used
 _WEIGHTS, _NOTE, _GENERATION = "model.safetensors", "packed.json", "generation_config.json"
 
 
@@ -141,8 +141,10 @@ def pack(weights: Mapping[str, Tensor], source: Path, folder: Path) -> None:
 
 
 def _smallest(tensor: Tensor) -> Tensor:
-    """Return a tensor in bf16 where that loses nothing, as in models that are published in bf16."""
-    if tensor.dtype != torch.float32:
+    """Return a tensor in bf16 where that loses nothing, as in models that are published in bf16.
+
+    Vectors stay as they are: bitsandbytes reads its scales as fp32 whatever their type is."""
+    if tensor.dtype != torch.float32 or tensor.ndim == 1:
         return tensor
     half = tensor.bfloat16()
     return half if torch.equal(half.float(), tensor) else tensor

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from peft import prepare_model_for_kbit_training
+from safetensors.torch import load_file
 from support import tiny
 from torch.nn.functional import cross_entropy
 from transformers import pipeline
@@ -147,6 +148,14 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MEDRAY_CACHE", str(tmp_path / "file"))
     assert np.array_equal(logits(make(path)), expectation)
+
+
+def test_packed_weights_keep_the_type_of_scales(tmp_path: Path) -> None:
+    weights = {"scales": torch.tensor([0.5]), "embeddings": torch.full((2, 3), 0.5)}
+    quantization.pack(weights, tmp_path, tmp_path / "packed")
+    (path,) = (tmp_path / "packed").glob("*.safetensors")
+    types = {name: tensor.dtype for name, tensor in load_file(path).items()}
+    assert types == {"scales": torch.float32, "embeddings": torch.bfloat16}
 
 
 def test_every_4_bit_layer_is_told_not_to_repack_on_a_cpu(tmp_path: Path) -> None:
