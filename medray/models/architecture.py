@@ -118,7 +118,7 @@ def outline_of(config: Any, where: str, needs: Needs) -> Any:
     needs = needs_for(config, needs)
     with torch.device("meta"):
         try:
-            network = KINDS[needs].from_config(config, trust_remote_code=False)
+            network = KINDS[needs].from_config(config, dtype=torch.float32, trust_remote_code=False)
         except ValueError as err:
             raise ConfigError(
                 f"{where}: model type {config.model_type!r} has no {needs} in transformers"

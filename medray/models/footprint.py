@@ -26,7 +26,7 @@ from medray.models.architecture import needs_for, outline_of, without_dropout
 from medray.models.batch import logits_at
 from medray.models.device import simulated_arithmetic
 from medray.models.families import Family, family_of
-from medray.models.frozen_weights import frozen_layers, stored_type
+from medray.models.frozen_weights import frozen_layers
 from medray.types import Needs
 
 _ADAM = 2  # moments per trainable weight
@@ -79,16 +79,16 @@ def measure(
     needs: Needs,
     precision: Precision,
     device: str = "cpu",
+    frozen_type: torch.dtype | None = None,
 ) -> Footprint:
     """Take two steps with the architecture of transformers' `config`, with a device's operators.
 
-    The optimizer's moments exist from the second step on.
-    """
+    The optimizer's moments exist from the second step on. `frozen_type` is that of frozen layers,
+    where it is not the architecture's own."""
     needs = needs_for(config, needs)
     network, family = _build(copy.deepcopy(config), model, lora, batch, needs)
     with FakeTensorMode(), LiveBytes() as live, torch.device(device):
-        narrow = stored_type(config, precision, device)
-        _fill(network, family, model, narrow)
+        _fill(network, family, model, frozen_type)
         trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
         optimizer = AdamW(trainable)
         weights = live.now
@@ -131,12 +131,12 @@ def _build(
 
 
 def _fill(
-    network: Any, family: Family, model: ModelOptions, narrow: torch.dtype | None = None
+    network: Any, family: Family, model: ModelOptions, frozen_type: torch.dtype | None
 ) -> None:
     """Create the weights of a network in the counted memory, with its layers in 4 bits where
-    requested, and other frozen layers in 16 bits where the base has no more."""
+    requested, and other frozen layers in their type."""
     layers_4bit = _linear_layers(network, family) if model.quantization != "none" else {}
-    in_16_bits = set(map(id, frozen_layers(network))) if narrow else set()
+    frozen_ids = set(map(id, frozen_layers(network)))
     parameters: dict[int, Parameter] = {}
     for name, module in network.named_modules():
         for key, tensor in list(module._parameters.items()):
@@ -151,7 +151,9 @@ def _fill(
                         torch.empty(size, dtype=torch.uint8), requires_grad=False
                     )
                 else:
-                    dtype = narrow if id(module) in in_16_bits and narrow else tensor.dtype
+                    dtype = (
+                        frozen_type if frozen_type and id(module) in frozen_ids else tensor.dtype
+                    )
                     parameters[id(tensor)] = Parameter(
                         torch.empty(tensor.shape, dtype=dtype),
                         requires_grad=tensor.requires_grad,

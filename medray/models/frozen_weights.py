@@ -58,11 +58,12 @@ def exact(network: Any) -> Iterator[None]:
             put_back(module)
 
 
-def stored_type(config: Any, precision: Precision, device: str) -> torch.dtype | None:
-    """Return the 16 bits in which `move` keeps the layers of a base, by its configuration."""
+def stored_type(config: Any, precision: Precision) -> torch.dtype | None:
+    """Return the 16 bits in which `move` keeps the layers of a base on a GPU, by its
+    configuration."""
     name = str(getattr(config, "dtype", None)).removeprefix("torch.")
     types = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.bfloat16, torch.float16)}
-    return types.get(name) if device == "cuda" and precision != "fp32" else None
+    return types.get(name) if precision != "fp32" else None
 
 
 def frozen_layers(network: Module) -> list[Linear]:

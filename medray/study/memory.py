@@ -8,6 +8,7 @@ from medray.config.trial import TrialConfig
 from medray.models import architecture
 from medray.models.device import simulated_device
 from medray.models.footprint import Batch, Footprint, measure
+from medray.models.frozen_weights import stored_type
 from medray.models.precision import default_precision
 from medray.study.workload import Workload
 from medray.tasks.base.protocol import needs_of
@@ -36,6 +37,7 @@ def step_footprint(
     # A GPU chooses 16 bits for `auto`. A CPU may choose fp32, which takes more memory.
     is_half = is_on_gpu and trial.model.precision == "auto"
     precision = "bf16" if is_half else default_precision(trial.model.precision)
+    keeps_type = is_on_gpu and trial.train.zero_stage is None  # DeepSpeed has the base in fp32
     return measure(
         config,
         trial.model,
@@ -44,6 +46,7 @@ def step_footprint(
         needs=needs_of(trial.task),
         precision=precision,
         device=simulated_device(is_on_gpu),
+        frozen_type=stored_type(config, precision) if keeps_type else None,
     )
 
 

@@ -10,6 +10,7 @@ from support import tiny
 from medray.config.trial import LoraConfig, ModelOptions, Precision
 from medray.models.architecture import load_config
 from medray.models.footprint import Batch, Footprint, measure
+from medray.models.frozen_weights import stored_type
 from medray.types import Needs
 
 
@@ -32,11 +33,19 @@ def footprint(
         tiny.base(folder, family, hidden_size=64, intermediate_size=128)
     config = load_config(path, family)
     config.dtype = dtype
+    frozen_type = stored_type(config, precision) if device == "cuda" else None
     needs: Needs = "language model" if family == "llama" else "head"
     model = ModelOptions(quantization=quantization)  # type: ignore[arg-type]
     batch = Batch(8, 96, answer_tokens=2)
     return measure(
-        config, model, LoraConfig(), batch, needs=needs, precision=precision, device=device
+        config,
+        model,
+        LoraConfig(),
+        batch,
+        needs=needs,
+        precision=precision,
+        device=device,
+        frozen_type=frozen_type,
     )
 
 
