@@ -10,12 +10,12 @@ import torch
 
 from medray.config.trial import LoraConfig, ModelOptions, Precision
 from medray.errors import ArtifactError, ConfigError
-from medray.models import adapter, quantization
-from medray.models.architecture import first_line, needs_of
+from medray.models import adapter, frozen_weights, quantization
+from medray.models.architecture import first_line, load_config, needs_of
 from medray.models.families import Family
 from medray.models.libraries import AutoTokenizer, PeftModel, quiet
 from medray.models.network import load
-from medray.models.precision import round_weights
+from medray.models.precision import DTYPES, round_weights
 from medray.models.sources import Base
 from medray.types import Head
 
@@ -125,29 +125,41 @@ def merge(model: BuiltModel, precision: Precision = "fp32") -> BuiltModel:
         if name in layers_4bit:
             quantization.dequantise(network, name)
         if name in lora_layers:
+            network.get_submodule(name).float()  # it may be in 16 bits
             adapter.merge(lora_layers[name])
         if precision != "fp32":
             round_weights(network.get_submodule(name), precision)
     quantization.settle_plain(network)
+    if precision == "fp32":
+        frozen_weights.widen(network)
     if isinstance(network, PeftModel):
         network = network.unload()
     return replace(model, network=network)
 
 
-def merge_and_export(model: BuiltModel, folder: Path) -> None:
+def merge_and_export(model: BuiltModel, folder: Path, precision: Precision | None = None) -> None:
     """Merge a model, and write it with its tokenizer as a folder that plain transformers loads.
     Raise for a head that reads means, which plain transformers does not compute.
 
-    Works in place, since a large model has no room for a copy: do not use `model` afterwards."""
+    The weights have the type of the base model's configuration, or `precision`. Works in place,
+    since a large model has no room for a copy: do not use `model` afterwards."""
     if model.head and model.head.pooling == "mean":
         raise ConfigError(
             f"{model.base.source}: the head reads the mean of all tokens, and plain transformers "
             "would give it one token; export the adapter, or train with task.pooling: token"
         )
-    plain = merge(model)
+    precision = precision or _stored_precision(model.base)
+    plain = merge(model, precision)
     with quiet():
-        plain.network.save_pretrained(str(folder))
+        plain.network.to(DTYPES[precision]).save_pretrained(str(folder))
     model.tokenizer.save_pretrained(str(folder))
+
+
+def _stored_precision(base: Base) -> Precision:
+    """Return the type of a base model's weights by its configuration, or fp32 where it names
+    another."""
+    dtype = load_config(base.path, base.source).dtype
+    return next((name for name, each in DTYPES.items() if each == dtype), "fp32")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import numpy as np
 from filelock import FileLock
 
 from medray.config import environment
+from medray.config.trial import Precision
 from medray.engines.vllm import engine as vllm
 from medray.errors import ArtifactError, ServingError
 from medray.models.build import load_tokenizer, merge_and_export
@@ -126,7 +127,7 @@ class VllmModels:
         folder = (
             find_base(release.reference, manifest).path
             if manifest.is_untuned
-            else merged_folder(release)
+            else merged_folder(release, self.precision)
         )
         core = self._start(folder)
         self._core = core  # the core before it ends with its last text
@@ -182,16 +183,17 @@ class VllmModels:
         self._probes[model.reference] = reference
 
 
-def merged_folder(release: Release) -> Path:
-    """Return the folder of the merged model in the Hub's layout. Loading checks the release first,
-    and one process merges for all of this machine."""
-    target = environment.cache_dir() / "merged" / release.record.content_id
+def merged_folder(release: Release, precision: Precision) -> Path:
+    """Return the folder of the merged model in the Hub's layout, with weights of a precision.
+    Loading checks the release first, and one process merges for all of this machine."""
+    name = f"{release.record.content_id}-{precision}"
+    target = environment.cache_dir() / "merged" / name
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.parent / f"{target.name}.lock"):
             if not target.is_dir():
                 with files.new_folder(target) as filling:
-                    merge_and_export(load(release.folder()).model, filling)
+                    merge_and_export(load(release.folder()).model, filling, precision)
     return target
 
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import tiny
+from transformers import AutoModelForSequenceClassification
 
-from medray.config.trial import LoraConfig, ModelOptions
+from medray.config.trial import LoraConfig, ModelOptions, Precision
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ArtifactError, ConfigError
 from medray.models import sources
@@ -126,6 +127,33 @@ def test_merging_changes_no_logit_and_plain_transformers_names_the_same_labels(
     assert np.abs(after - before).max() < 1e-5
     answers = pipeline("text-classification", model=str(tmp_path / "merged"))(TEXTS)
     assert [answer["label"] for answer in answers] == [HEAD.labels[row.argmax()] for row in before]
+
+
+@pytest.mark.parametrize(
+    ("stored", "precision", "dtype"),
+    [
+        ("bfloat16", None, torch.bfloat16),
+        ("float32", None, torch.float32),
+        ("bfloat16", "fp32", torch.float32),
+    ],
+)
+def test_an_export_has_the_type_of_its_base_unless_another_is_requested(
+    tmp_path: Path, stored: str, precision: Precision | None, dtype: torch.dtype
+) -> None:
+    base = tiny.base(tmp_path, "llama")
+    settings = json.loads((base / "config.json").read_text()) | {"dtype": stored}
+    (base / "config.json").write_text(json.dumps(settings))
+    model = disturb(build(sources.resolve(str(base)), HEAD, ModelOptions(), LoraConfig()))
+    tokens = [model.tokenizer(text)["input_ids"] for text in TEXTS]
+    before = logits(model, tokens)
+    merge_and_export(model, tmp_path / "merged", precision)
+    (weights,) = (tmp_path / "merged").glob("*.safetensors")
+    assert {tensor.dtype for tensor in load_file(weights).values()} == {dtype}
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+    assert plain.dtype == dtype
+    with torch.inference_mode():
+        after = torch.cat([plain(torch.tensor([ids])).logits.float() for ids in tokens])
+    assert np.abs(after.numpy() - before).max() < (1e-5 if dtype == torch.float32 else 0.1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

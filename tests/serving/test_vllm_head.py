@@ -124,8 +124,8 @@ def test_a_single_release_is_merged_and_a_merged_model_that_fails_its_probe_is_r
     chunks = [complete(chat, question) for question in QUESTIONS]
     assert [(chunk.text, chunk.finish) for chunk in chunks] == reference_texts(release)
     core = chat.streams.engine.core  # type: ignore[attr-defined]
-    merged = vllm_head.merged_folder(release)
-    monkeypatch.setattr(vllm_head, "merged_folder", lambda release: merged)
+    merged = vllm_head.merged_folder(release, opening.precision)
+    monkeypatch.setattr(vllm_head, "merged_folder", lambda release, precision: merged)
     monkeypatch.setattr(opening, "_start", lambda folder: core)  # the model of another release
     with pytest.raises(ArtifactError, match="its probe gives"):
         opening.open(registry.resolve("nurse@1"))
