@@ -7,7 +7,7 @@ between the two ends, but for the error of the sum that stands for the integral 
 Yan: Axiomatic Attribution for Deep Networks)."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from medray.engines.transformers import TransformersEngine
+from medray.models.precision import arithmetic
 from medray.types import Floats
 
 # Points of the path for Gauss-Legendre's rule. More are taken until the error is small: the
@@ -38,7 +39,7 @@ def token_shares(
     columns = torch.tensor(list(weights), dtype=torch.float32, device=device)
     with _without_dropout(network), torch.enable_grad():
         first, last = layer(start).detach(), layer(ids).detach()
-        ends = _outputs(network, layer, ids, torch.cat([first, last])).detach() @ columns
+        ends = _outputs(engine, layer, ids, torch.cat([first, last])).detach() @ columns
         difference = float(ends[1] - ends[0])
         for num_points in _POINTS:
             total = torch.zeros_like(last)
@@ -48,7 +49,7 @@ def token_shares(
                 place = torch.tensor((places[at : at + per_batch] + 1) / 2, device=device)
                 part = torch.tensor(parts[at : at + per_batch] / 2, device=device)
                 steps = (first + place[:, None, None].to(last) * (last - first)).requires_grad_()
-                outputs = _outputs(network, layer, ids, steps) @ columns
+                outputs = _outputs(engine, layer, ids, steps) @ columns
                 (gradients,) = torch.autograd.grad((outputs * part.to(outputs)).sum(), steps)
                 total += gradients.sum(0, keepdim=True)
             shares = ((last - first) * total).sum(-1)[0].double().cpu().numpy()
@@ -75,12 +76,17 @@ def _without_dropout(network: Any) -> Iterator[None]:
         network.train(was_training)
 
 
-def _outputs(network: Any, layer: Any, ids: Tensor, embeddings: Tensor) -> Tensor:
+def _outputs(engine: TransformersEngine, layer: Any, ids: Tensor, embeddings: Tensor) -> Tensor:
     """Return the head's outputs for embeddings in the place of those of the ids."""
+    # on a GPU, frozen layers may be in 16 bits
+    is_exact = engine.device.type == "cpu"
+    context = nullcontext() if is_exact else arithmetic(engine.precision, engine.device.type)
     rows = ids.expand(len(embeddings), -1)
     hook = layer.register_forward_hook(lambda module, inputs, output: embeddings)
     try:
-        outputs: Tensor = network(input_ids=rows, attention_mask=torch.ones_like(rows)).logits
+        with context:
+            result = engine.network(input_ids=rows, attention_mask=torch.ones_like(rows))
     finally:
         hook.remove()
+    outputs: Tensor = result.logits
     return outputs.float()

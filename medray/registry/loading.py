@@ -17,7 +17,7 @@ from medray.engines.transformers import TransformersEngine
 from medray.errors import ArtifactError, ConfigError, DataError
 from medray.evaluation.calibration import calibrate
 from medray.evaluation.novelty import Cloud
-from medray.models import sources
+from medray.models import frozen_weights, sources
 from medray.models.batch import evaluation_tokens
 from medray.models.build import BuiltModel, build
 from medray.models.build import merge as merge_adapter
@@ -59,6 +59,7 @@ PROBE_TEXTS = (
 _CLOUD = "embeddings.safetensors"
 TRAIN_ROWS = "train_rows.safetensors"  # in a checkpoint: hashes of its training rows
 _TOLERANCE = 1e-3  # between machines in fp32; another adapter, head or base differs far more
+_ROUNDING = 0.1  # of weights in 16 bits
 
 
 @dataclass(frozen=True)
@@ -215,9 +216,11 @@ class LoadedRelease:
         return replace(self, engine=other, is_merged=True)
 
     def check_probe(self) -> None:
-        """Raise unless the engine's outputs for the probe are those of the manifest. Call it in
-        fp32."""
-        check_probe(self.folder, self.manifest.probe, probe_outputs(self.task, self.engine))
+        """Raise unless the engine's outputs for the probe are those of the manifest. In 16 bits
+        they may be rounded."""
+        outputs = probe_outputs(self.task, self.engine)
+        tolerance = _TOLERANCE if self.precision == "fp32" else _ROUNDING
+        check_probe(self.folder, self.manifest.probe, outputs, tolerance)
 
 
 def load(
@@ -238,15 +241,16 @@ def load(
     model = build(
         base, task.head(), manifest.model, None, adapter_dir=None if manifest.is_untuned else folder
     )
-    model.network.to(device)
     precision = precision or manifest.precision.actual
+    frozen_weights.move(model.network, device, precision)
     token_budget = evaluation_tokens(model.network, manifest.token_budget, device)
     engine = TransformersEngine(
         model, precision=precision, token_budget=token_budget, device=device
     )
     release = LoadedRelease(str(place), 0, folder, manifest, task, engine, precision)
     if verify:
-        release.in_precision("fp32").check_probe()
+        with frozen_weights.exact(model.network):
+            release.in_precision("fp32").check_probe()
     return release
 
 
@@ -270,10 +274,11 @@ def base_model_engine(
     model = build(
         sources.resolve(config.model.source, config.model.revision), head, config.model, None
     )
-    model.network.to(device)
+    precision = default_precision(config.model.precision)
+    frozen_weights.move(model.network, device, precision)
     return TransformersEngine(
         model,
-        precision=default_precision(config.model.precision),
+        precision=precision,
         token_budget=evaluation_tokens(model.network, config.train.token_budget, device),
         device=device,
     )
@@ -325,14 +330,16 @@ def make_probe(task: Task, engine: Engine) -> Probe:
     )
 
 
-def check_probe(folder: Path, probe: Probe, outputs: npt.NDArray[np.float64]) -> None:
+def check_probe(
+    folder: Path, probe: Probe, outputs: npt.NDArray[np.float64], tolerance: float = _TOLERANCE
+) -> None:
     if probe.texts != PROBE_TEXTS:
         raise ArtifactError(
             f"{folder}: its probe uses other texts than this medray; publish the checkpoint again"
         )
     expectation = np.array(probe.outputs)
     if expectation.shape != outputs.shape or not np.allclose(
-        expectation, outputs, atol=_TOLERANCE, rtol=_TOLERANCE
+        expectation, outputs, atol=tolerance, rtol=tolerance
     ):
         raise ArtifactError(
             f"{folder}: its probe gives {outputs.round(4).tolist()} instead of "

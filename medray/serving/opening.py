@@ -62,11 +62,7 @@ class _Opening:
 
     @property
     def candidates(self) -> list[Precision]:
-        """Return the precisions that the options allow and this device may compute faster."""
-        device = self.release.device
-        if self.options.precision != "auto":
-            return [self.options.precision]
-        return ["fp32", "bf16"] if device == "cpu" else [fast_precision(device)]
+        return _candidates(self.options, self.release.device)
 
     def time(self, measure: Callable[[TransformersEngine], Measure]) -> dict[Precision, Measure]:
         """Return the measure of each candidate."""
@@ -99,6 +95,13 @@ class _Opening:
         return replace(self.release, engine=engine, precision=precision), engine, streams
 
 
+def _candidates(options: AppOptions, device: str) -> list[Precision]:
+    """Return the precisions that the options allow and this device may compute faster."""
+    if options.precision != "auto":
+        return [options.precision]
+    return ["fp32", "bf16"] if device == "cpu" else [fast_precision(device)]
+
+
 def open_model(
     release: Release, options: AppOptions, thread: Executor, *, device: str
 ) -> TextModel | ChatModel:
@@ -106,8 +109,11 @@ def open_model(
 
     Each thread that computes keeps its OpenMP workers until it ends. With more workers than cores
     they sleep between layers: a second such thread took the first from 1.9 to 1.4 of two cores."""
+    precision = _candidates(options, device)[0]
     with ThreadPoolExecutor(1, "load") as loader:
-        model = loader.submit(partial(release.load, device=device, merge=True)).result()
+        model = loader.submit(
+            partial(release.load, precision=precision, device=device, merge=True)
+        ).result()
     opening = _Opening(model, options, thread)
     if isinstance(model.task, Chatting):
         return _open_chat_model(opening)

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support import tiny
 from support.pretend_cuda import Device
 
 from medray.config.trial import Precision
 from medray.engines.transformers import TransformersEngine
+from medray.models import adapter, build
+from medray.records import MergeRecord
+from medray.registry import loading
 from medray.registry.registry import Registry
 from medray.registry.release import Release
 from medray.serving import opening
@@ -59,6 +63,58 @@ def test_a_head_answers_as_on_a_cpu(tmp_path: Path, family: str) -> None:
         on_device = answers(release, "cuda", precision)
         for one, other in zip(on_device, on_cpu, strict=True):
             assert one == pytest.approx(other, abs=tolerance)
+
+
+@pytest.mark.parametrize("setting", ["none", "nf4"])
+def test_a_large_model_is_served_in_16_bits_and_never_lies_in_fp32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    tiny.round_base(tiny.base(tmp_path, "llama"))
+    settings = (f"model.quantization={setting}", "train.epochs=1", "resources.gpus_per_worker=0")
+    checkpoint = tiny.trial(tiny.study(tmp_path, *settings, family="llama"), tmp_path).run()
+    merge = MergeRecord(metric="f1_macro", unmerged=0.9, merged=0.9)
+    registry = Registry(str(tmp_path / "runs"))
+    release = registry.publish(checkpoint.checkpoint, "cancer", merge=merge)
+    on_cpu = answers(release, "cpu", "fp32")
+    most_wide = 0
+
+    def count(network: Any) -> int:
+        return sum(
+            layer.weight.dtype == torch.float32
+            for name, layer in network.named_modules()
+            if type(layer) is torch.nn.Linear and ".layers." in name and ".lora_" not in name
+        )
+
+    merge_layer = adapter.merge
+
+    def merge_and_count(layer: Any) -> None:
+        nonlocal most_wide
+        merge_layer(layer)
+        most_wide = max(most_wide, count(network[0]))
+
+    network: list[Any] = []
+    merge_model = build.merge
+
+    def merge_with_count(model: Any, precision: Precision = "fp32") -> Any:
+        network.append(model.network)
+        return merge_model(model, precision)
+
+    monkeypatch.setattr(adapter, "merge", merge_and_count)
+    monkeypatch.setattr(loading, "merge_adapter", merge_with_count)
+    model = release.load(precision="bf16", device="cuda", merge=True)
+    assert model.is_merged
+    assert most_wide == 1, "the layer that is being merged"
+    assert count(model.model.network) == 0
+    for one, other in zip(answers(release, "cuda", "bf16"), on_cpu, strict=True):
+        assert one == pytest.approx(other, abs=0.02)
+    shares = [
+        [
+            word.share
+            for word in release.load(precision="bf16", device=device).explain(TEXTS[0]).words
+        ]
+        for device in ("cpu", "cuda")
+    ]
+    assert shares[1] == pytest.approx(shares[0], abs=0.05)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "phi", "phi3", "opt"])

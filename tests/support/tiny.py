@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -99,6 +100,13 @@ def base(folder: Path, family: str = "bert", seed: int = 0, **changes: Any) -> P
     )  # not written over: a model may still be mapped from there
     shutil.copytree(_base(family, seed, json.dumps(changes)), path)
     return path
+
+
+def round_base(path: Path) -> None:
+    """Store a base model in the numbers of bf16, as most large ones are."""
+    (file,) = path.glob("*.safetensors")
+    weights = {name: weight.bfloat16().float() for name, weight in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
 
 
 @cache
