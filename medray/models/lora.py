@@ -1,6 +1,7 @@
 """Faster LoRA layers for CPUs and GPUs: PEFT's layers cast their inputs several times. On a CPU,
 PyTorch's dropout draws a double per number."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ def quicken(network: Module) -> None:
     for layer in [module for module in network.modules() if isinstance(module, LoraLayer)]:
         if type(layer) is LoraLinear:
             layer.__class__ = QuickLinear
+        elif hasattr(getattr(layer.base_layer, "weight", None), "quant_state"):
+            layer.__class__ = _quick_4bit(type(layer))  # type: ignore[arg-type]  # mypy: no Hashable
         for name, dropout in list(layer.lora_dropout.items()):
             if isinstance(dropout, Dropout):
                 layer.lora_dropout[name] = QuickDropout(dropout.p)
@@ -45,12 +48,24 @@ class QuickDropout(Dropout):
         return inputs * dropout_mask(inputs, self.p).mul_(1 / (1 - self.p))
 
 
-class QuickLinear(LoraLinear):  # type: ignore[misc]  # PEFT's are untyped
+class _Quick(Module):
     """Casts once for layer and adapter, and scales and adds in one product."""
+
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    # what PEFT's layers have
+    base_layer: Any
+    lora_A: Any
+    lora_B: Any
+    lora_dropout: Any
+    lora_variant: Any
+    scaling: Any
+    active_adapters: Any
+    disable_adapters: bool
+    merged: bool
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.disable_adapters or self.merged or args or kwargs or not self._is_plain(x):
-            return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
+            return super().forward(x, *args, **kwargs)  # type: ignore[misc,no-any-return]
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         (name,) = self.active_adapters
@@ -68,7 +83,7 @@ class QuickLinear(LoraLinear):  # type: ignore[misc]  # PEFT's are untyped
 
     def _is_plain(self, x: Tensor) -> bool:
         if (
-            x.device.type not in ("cpu", "cuda")
+            x.device.type not in self.devices
             or len(self.active_adapters) != 1
             or self.active_adapters[0] not in self.lora_A
         ):
@@ -85,6 +100,17 @@ class QuickLinear(LoraLinear):  # type: ignore[misc]  # PEFT's are untyped
             self.lora_dropout[name], (Dropout, Identity)
         )
         return is_whole and is_one_type and is_vanilla and down.bias is None and up.bias is None
+
+
+class QuickLinear(_Quick, LoraLinear):  # type: ignore[misc]  # PEFT's are untyped
+    pass
+
+
+@cache
+def _quick_4bit(kind: type) -> type:
+    """Return the quick layer over PEFT's layer in 4 bits, whose module imports bitsandbytes. Its
+    results on a CPU stay those of PEFT."""
+    return type("QuickLinear4bit", (_Quick, kind), {"devices": ("cuda",)})
 
 
 class _LoraProduct(torch.autograd.Function):

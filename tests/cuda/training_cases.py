@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from support import tiny
 from support.pretend_cuda import Device, DeviceMismatchError
 
@@ -148,13 +147,6 @@ def test_a_tensor_that_stays_on_the_cpu_is_reported(tmp_path: Path) -> None:
         trial.run()
 
 
-def round_base(path: Path) -> None:
-    """Store a base model in the numbers of bf16, as most large ones are."""
-    (file,) = path.glob("*.safetensors")
-    weights = {name: weight.bfloat16().float() for name, weight in load_file(file).items()}
-    save_file(weights, file, metadata={"format": "pt"})
-
-
 @pytest.mark.parametrize(
     ("kind", "family", "precision"),
     [
@@ -166,7 +158,7 @@ def round_base(path: Path) -> None:
 def test_frozen_weights_that_16_bits_hold_stay_in_them_with_the_same_losses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, family: str, precision: str
 ) -> None:
-    round_base(tiny.base(tmp_path, family))
+    tiny.round_base(tiny.base(tmp_path, family))
     settings = (f"model.precision={precision}", "train.samples_per_step=4")
     trial = make(tmp_path, kind, family, *settings)
     types = {
@@ -188,6 +180,16 @@ def test_frozen_weights_that_16_bits_hold_stay_in_them_with_the_same_losses(
     assert losses(make(tmp_path, kind, family, *settings).run()) == losses(result)
 
 
+def test_a_base_model_before_training_lies_in_16_bits_too(tmp_path: Path) -> None:
+    tiny.round_base(tiny.base(tmp_path, "llama"))
+    config = make(tmp_path, "choice", "llama", "model.precision=bf16").config
+    engines = [loading.base_model_engine(config, device=device) for device in ("cpu", "cuda")]
+    layer = engines[1].network.model.layers[0].mlp.up_proj
+    assert layer.weight.dtype == torch.bfloat16
+    on_cpu, on_device = (engine.score([[5, 6, 7]], [[8, 9]]) for engine in engines)
+    assert on_device == pytest.approx(on_cpu, abs=0.05)
+
+
 def test_weights_that_16_bits_do_not_hold_stay_in_fp32(tmp_path: Path) -> None:
     trial = make(tmp_path, "classification", "bert", "model.precision=bf16")
     types = {parameter.dtype for parameter in trial.model.network.parameters()}
@@ -203,6 +205,33 @@ def test_the_backward_pass_unpacks_4_bits_in_the_precision_of_the_training(tmp_p
     on_cpu = merge(make(tmp_path, "classification", "llama", *settings, ON_CPU).model).network
     for name, weight in exact.named_parameters():
         assert torch.equal(weight.cpu(), on_cpu.get_parameter(name)), name
+
+
+def test_an_adapter_of_a_layer_in_4_bits_computes_as_pefts_with_fewer_kernels(
+    tmp_path: Path, gpu: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("model.precision=bf16", "model.quantization=nf4")
+    network = make(tmp_path, "classification", "llama", *settings).model.network
+    layer = network.base_model.model.model.layers[0].mlp.down_proj
+    torch.manual_seed(0)
+    torch.nn.init.normal_(layer.lora_B["default"].weight)
+    values = torch.randn(4, layer.in_features)
+    results, kernels = [], []
+    for devices in (("cuda",), ()):  # without a device, the layer computes as PEFT's
+        monkeypatch.setattr(type(layer), "devices", devices)
+        inputs = values.to("cuda").requires_grad_()
+        gpu.kernels.clear()
+        with torch.autocast("cuda", torch.bfloat16):
+            outputs = layer(inputs)
+        outputs.float().sum().backward()
+        kernels.append(gpu.kernels.total())
+        gradients = [layer.lora_A["default"].weight.grad, layer.lora_B["default"].weight.grad]
+        results.append([each.cpu().float() for each in (outputs, inputs.grad, *gradients)])
+        network.zero_grad(set_to_none=True)
+    assert kernels[0] < kernels[1]
+    for one, other in zip(*results, strict=True):
+        scale = float(other.detach().abs().max())
+        torch.testing.assert_close(one, other, atol=0.02 * scale, rtol=0.02)
 
 
 def test_the_dropout_of_an_adapter_leaves_out_its_share(tmp_path: Path) -> None:
@@ -247,24 +276,53 @@ def test_a_loss_that_is_no_number_names_a_precision_of_wider_range(
         trial.run()
 
 
-# the most operations and waits of one micro-batch, forward and backward
-MOST_KERNELS = {"bert": 410, "llama": 700, "opt": 700}
-MOST_WAITS = {"bert": 4, "llama": 6, "opt": 6}
+# Operations and waits of one micro-batch, forward and backward, as they are now. A test allows 5%
+# more: a regression is seen, and a version of a library may differ a little.
+KERNELS = {
+    "bert": 246.0,
+    "roberta": 258.0,
+    "distilbert": 247.0,
+    "electra": 250.0,
+    "llama": 441.5,
+    "mistral": 444.0,
+    "phi": 352.5,
+    "phi3": 381.5,
+    "opt": 248.25,
+    "llama bf16": 581.5,
+    "llama nf4": 611.5,
+}
+WAITS = {
+    **dict.fromkeys(("bert", "roberta", "distilbert", "electra"), 2.2),
+    **dict.fromkeys(("llama", "mistral", "phi", "phi3", "llama bf16", "llama nf4"), 2.75),
+    "opt": 5.125,
+}
+MARGIN = 1.05
 
 
-@pytest.mark.parametrize("family", ["bert", "llama", "opt"])
+@pytest.mark.parametrize(
+    ("family", "kind"), [(case.partition(" ")[0], case.partition(" ")[2]) for case in KERNELS]
+)
 def test_a_micro_batch_launches_few_kernels_and_rarely_makes_the_host_wait(
-    tmp_path: Path, gpu: Device, family: str
+    tmp_path: Path, gpu: Device, family: str, kind: str
 ) -> None:
-    kind = "instruct" if family == "opt" else "classification"
-    trial = make(tmp_path, kind, family, "train.samples_per_step=8", "train.token_budget=32")
+    case = f"{family} {kind}".strip()
+    settings = ["train.samples_per_step=8", "train.token_budget=32"]
+    if kind:
+        tiny.round_base(tiny.base(tmp_path, family))
+        settings.append("model.precision=bf16")
+    if kind == "nf4":
+        settings.append("model.quantization=nf4")
+    task = "instruct" if family == "opt" else "classification"
+    trial = make(tmp_path, task, family, *settings)
     loop = trial.make_loop()
+    if kind:
+        loop.precision = "bf16"
     step = loop.steps()[0]
     assert len(step.ranks[0]) > 2
     loop.accumulate(step, step.ranks[0])  # creates what later steps use
     gpu.kernels, gpu.syncs = Counter(), Counter()
     loop.accumulate(step, step.ranks[0])
     num_batches = len(step.ranks[0])
-    assert gpu.kernels.total() / num_batches <= MOST_KERNELS[family], gpu.kernels.most_common(20)
-    assert gpu.syncs.total() / num_batches <= MOST_WAITS[family], gpu.syncs
+    assert gpu.kernels.total() / num_batches <= MARGIN * KERNELS[case], gpu.kernels.most_common(20)
+    assert gpu.syncs.total() / num_batches <= MARGIN * WAITS[case], gpu.syncs
     assert np.isfinite(loop.accumulate(step, step.ranks[0]))
