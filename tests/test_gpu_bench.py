@@ -44,7 +44,9 @@ def test_a_wrong_figure_an_error_and_an_end_of_time_are_rows_and_count_as_failur
     bench: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "gpu.json"
-    path.write_text(json.dumps([{"part": "speed", "name": "before"}, {"part": "x", "name": "old"}]))
+    path.write_text(
+        json.dumps([{"part": "speed", "name": "before"}, {"part": "x", "name": "wrong"}])
+    )
 
     def fail() -> dict[str, Any]:
         raise ValueError("out of luck")
@@ -56,6 +58,7 @@ def test_a_wrong_figure_an_error_and_an_end_of_time_are_rows_and_count_as_failur
     results.run("late", lambda: {"is_right": True})
     rows = json.loads(path.read_text())
     assert [row["name"] for row in rows] == ["before", "wrong", "error", "late"]
+    assert rows[1]["is_right"] is False, "an arm that runs again replaces its row"
     assert rows[2]["error"] == "ValueError: out of luck"
     assert rows[3]["error"] == "the time of this part is over"
     assert results.num_failures == 3

@@ -6,8 +6,9 @@ tokens/s, MFU, memory and idle time. `sharing` measures 1, 2, 4 and 8 trials on 
 generated texts.
 
 Each part adds its rows to `--output` (gpu.json) and prints a table. An arm that fails is a row with
-its error. Without a GPU, shapes are tiny. `--device-in-name` runs the first part on the CUDA device
-in name that the tests use, which computes on the CPU.
+its error, and an arm that runs again replaces its row. Without a GPU, shapes are tiny.
+`--device-in-name` runs a part on the CUDA device in name that the tests use, which computes on the
+CPU.
 """
 
 import argparse
@@ -32,7 +33,7 @@ class Results:
         self.path, self.part, self.end = path, part, time.monotonic() + limit_s
         rows = json.loads(path.read_text()) if path.is_file() else []
         self.others = [row for row in rows if row["part"] != part]
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = [row for row in rows if row["part"] == part]
 
     def run(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Measure an arm, and return its row."""
@@ -52,10 +53,17 @@ class Results:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        self.rows.append(row)
+        self._replace(row)
         self.path.write_text(json.dumps([*self.others, *self.rows], indent=1) + "\n")
         print(f"{self.part}: {render(row)}", flush=True)
         return row
+
+    def _replace(self, row: dict[str, Any]) -> None:
+        names = [each["name"] for each in self.rows]
+        if row["name"] in names:
+            self.rows[names.index(row["name"])] = row
+        else:
+            self.rows.append(row)
 
     @property
     def num_failures(self) -> int:
@@ -88,6 +96,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="run the arms whose names contain this")
     parser.add_argument("--limit-s", type=float, default=PART_S, help="no arm starts after it")
     parser.add_argument("--device-in-name", action="store_true")
+    parser.add_argument("--trial", nargs=5, help=argparse.SUPPRESS)  # of several in processes
     args = parser.parse_args()
     results = Results(args.output, args.part, args.limit_s)
     with ExitStack() as stack:
@@ -103,7 +112,11 @@ def main() -> int:
         elif args.part == "speed":
             from gpu_speed import measure
         else:
-            from gpu_sharing import measure
+            from gpu_sharing import measure, run_trial
+
+            if args.trial:
+                run_trial(*args.trial)
+                return 0
         measure(results, args)
     print(results.table())
     return min(1, results.num_failures)

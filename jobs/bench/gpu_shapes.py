@@ -12,6 +12,7 @@ from support import tiny
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from medray.config.load import load_study
+from medray.config.study import StudyConfig
 from medray.training.loop import Loop
 from medray.training.trial import Trial
 
@@ -59,6 +60,11 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def has_gpu() -> bool:
+    """Return whether there is a GPU for real shapes. The device in name computes on the CPU."""
+    return torch.cuda.is_available() and torch.cuda.get_device_name() != "in name"
+
+
 def now() -> float:
     """Return the time when the device has finished its work."""
     if torch.cuda.is_available():
@@ -66,8 +72,8 @@ def now() -> float:
     return time.perf_counter()
 
 
-def random_base(shape: str, folder: Path) -> Path:
-    """Save a Llama of a shape in bf16, with the tokenizer of the tests."""
+def write_base(shape: str, folder: Path) -> dict[str, Any]:
+    """Save a Llama of a shape with random weights in bf16, and the tokenizer of the tests."""
     path, tokenizer = folder / f"base-{shape}", tiny.tokenizer("llama")
     tokenizer.model_max_length = 4 * LENGTH
     sizes = LlamaConfig(
@@ -80,7 +86,7 @@ def random_base(shape: str, folder: Path) -> Path:
         model = LlamaForCausalLM._from_config(sizes, dtype=torch.bfloat16)
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
-    return path
+    return {}
 
 
 def write_rows(folder: Path, num_rows: int, num_words: int) -> Path:
@@ -98,8 +104,8 @@ def write_rows(folder: Path, num_rows: int, num_words: int) -> Path:
     return path
 
 
-def open_trial(base: Path, folder: Path, *settings: str) -> Trial:
-    study = load_study(
+def study_of(base: Path, folder: Path, *settings: str) -> StudyConfig:
+    return load_study(
         [],
         [
             "name=bench",
@@ -112,7 +118,10 @@ def open_trial(base: Path, folder: Path, *settings: str) -> Trial:
             *settings,
         ],
     )
-    trial: Trial = tiny.trial(study, folder)
+
+
+def open_trial(base: Path, folder: Path, *settings: str) -> Trial:
+    trial: Trial = tiny.trial(study_of(base, folder, *settings), folder)
     return trial
 
 

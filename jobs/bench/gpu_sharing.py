@@ -20,7 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from gpu_shapes import device, now, open_trial, random_base, start_loop, take_steps, write_rows
+from gpu_shapes import (
+    device,
+    has_gpu,
+    now,
+    open_trial,
+    start_loop,
+    take_steps,
+    write_base,
+    write_rows,
+)
 
 from medray.config.trial import ModelOptions, Precision
 from medray.engines.transformers import TransformersEngine
@@ -32,19 +41,19 @@ from medray.types import Head, Sampling
 if TYPE_CHECKING:
     from gpu import Results
 
-PATIENCE_S = 240.0
+PATIENCE_S = 150.0  # for processes that start together, and for their steps
 
 
 def measure(results: "Results", args: argparse.Namespace) -> None:
-    has_gpu = torch.cuda.is_available()
-    shapes = args.shapes or (["135m", "7b"] if has_gpu else ["tiny"])
+    shapes = args.shapes or (["135m", "7b"] if has_gpu() else ["tiny"])
     for shape in shapes:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
             write_rows(folder, 400, 35 if shape != "tiny" else 20)
-            base = random_base(shape, folder)
+            base = folder / f"base-{shape}"
+            results.run(f"{shape} base model", partial(write_base, shape, folder))
             if shape != "7b":
-                for mode in ("alone", "mps") if has_gpu and can_start_mps() else ("alone",):
+                for mode in ("alone", "mps") if has_gpu() and can_start_mps() else ("alone",):
                     with mps(folder, mode == "mps"):
                         share(results, shape, folder, args, mode)
             for precision in ("fp32", "bf16"):
@@ -58,24 +67,23 @@ def share(
     results: "Results", shape: str, folder: Path, args: argparse.Namespace, mode: str
 ) -> None:
     single = 0.0
-    for number in (1, 2, 4, 8) if torch.cuda.is_available() else (1, 2):
+    for number in (1, 2, 4, 8) if has_gpu() else (1, 2):
         name = f"{shape} {number} trials" + (" with MPS" if mode == "mps" else "")
         if args.only not in name:
             continue
-        row = results.run(name, partial(run_trials, shape, folder, number, args.steps))
+        row = results.run(name, partial(run_trials, shape, folder, number, args))
         single = single or row.get("tokens_per_s", 0.0)
         if single and "tokens_per_s" in row:
             print(f"{name}: {row['tokens_per_s'] / single:.2f} times one trial", flush=True)
 
 
-def run_trials(shape: str, folder: Path, number: int, steps: int) -> dict[str, Any]:
+def run_trials(shape: str, folder: Path, number: int, args: argparse.Namespace) -> dict[str, Any]:
     """Run trials at the same time, and return their common speed."""
     meeting = Path(tempfile.mkdtemp(dir=folder))
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([*sys.path[:3], os.environ.get("PYTHONPATH", "")])
-    }
-    command = [sys.executable, __file__, shape, str(folder), str(meeting), str(number), str(steps)]
-    processes = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(number)]
+    script = str(Path(__file__).with_name("gpu.py"))
+    command = [sys.executable, script, "sharing", *["--device-in-name"] * args.device_in_name]
+    command += ["--steps", str(args.steps), "--trial", shape, str(folder), str(meeting)]
+    processes = [subprocess.Popen([*command, str(number), str(rank)]) for rank in range(number)]
     try:
         wait_for(lambda: len(list(meeting.glob("ready-*"))) == number, processes)
         (meeting / "go").touch()
@@ -90,7 +98,7 @@ def run_trials(shape: str, folder: Path, number: int, steps: int) -> dict[str, A
     seconds = max(row["end"] for row in rows) - min(row["start"] for row in rows)
     return {
         "tokens_per_s": sum(row["tokens"] for row in rows) / seconds,
-        "ms_per_step": 1000 * seconds / steps,
+        "ms_per_step": 1000 * seconds / args.steps,
         "peak_gb": max(row["peak_gb"] for row in rows),
     }
 
@@ -159,7 +167,7 @@ def read_texts(base: Path, precision: Precision) -> dict[str, Any]:
     """Return the speed of a head for 1, 32 and 512 texts at a time."""
     engine = open_engine(base, Head(("a", "b")), precision)
     rng, result = np.random.default_rng(0), {}
-    for number in (1, 32, 512) if torch.cuda.is_available() else (1, 4):
+    for number in (1, 32, 512) if has_gpu() else (1, 4):
         lengths = rng.normal(264, 80, number).clip(8, 512)
         rows = [rng.integers(5, 60, int(length)).tolist() for length in lengths]
         engine.logits(rows[:4])
@@ -173,7 +181,7 @@ def write_texts(base: Path, precision: Precision) -> dict[str, Any]:
     """Return the speed of 1 to 128 texts that are generated together."""
     engine, result = open_engine(base, None, precision), {}
     num_steps = 16
-    for number in (1, 8, 32, 128) if torch.cuda.is_available() else (1, 4):
+    for number in (1, 8, 32, 128) if has_gpu() else (1, 4):
         generation = engine.generation()
         generation.ends = set()  # keep all rows until the end
         sampling = Sampling(max_tokens=num_steps + 4)
@@ -185,7 +193,3 @@ def write_texts(base: Path, precision: Precision) -> dict[str, Any]:
             generation.step()
         result[f"tokens_per_s_{number}"] = num_steps * number / (now() - start)
     return result
-
-
-if __name__ == "__main__":
-    run_trial(*sys.argv[1:])

@@ -17,18 +17,19 @@ import torch
 from gpu_shapes import (
     LENGTH,
     device,
+    has_gpu,
     now,
     num_linear,
     open_trial,
-    random_base,
     start_loop,
+    study_of,
     take_steps,
+    write_base,
     write_rows,
 )
 
-from medray.config.trial import LoraConfig, ModelOptions
-from medray.models import footprint
 from medray.models.architecture import load_config
+from medray.study.memory import step_footprint
 
 if TYPE_CHECKING:
     from gpu import Results
@@ -47,7 +48,7 @@ def measure(results: "Results", args: argparse.Namespace) -> None:
         ):
             row = results.run(f"product {name}", partial(multiply, dtype, is_tf32))
             ceiling = ceiling or row.get("tflops", 0.0)
-    shapes = args.shapes or (["7b", "135m", "1b"] if torch.cuda.is_available() else ["tiny"])
+    shapes = args.shapes or (["7b", "135m", "1b"] if has_gpu() else ["tiny"])
     for shape in shapes:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
@@ -58,14 +59,10 @@ def measure(results: "Results", args: argparse.Namespace) -> None:
                     results.run(f"{shape} {name}", arm)
 
 
-def write_base(shape: str, folder: Path) -> dict[str, Any]:
-    random_base(shape, folder)
-    return {}
-
-
 def multiply(dtype: torch.dtype, is_tf32: bool) -> dict[str, Any]:
     torch.set_float32_matmul_precision("high" if is_tf32 else "highest")
-    matrix = torch.randn(8192, 8192, device=device(), dtype=dtype)
+    size = 8192 if has_gpu() else 256
+    matrix = torch.randn(size, size, device=device(), dtype=dtype)
     for _ in range(3):
         matrix @ matrix
     start = now()
@@ -73,7 +70,7 @@ def multiply(dtype: torch.dtype, is_tf32: bool) -> dict[str, Any]:
         matrix @ matrix
     seconds = (now() - start) / 10
     torch.set_float32_matmul_precision("highest")
-    return {"tflops": 2 * 8192**3 / seconds / 1e12}
+    return {"tflops": 2 * size**3 / seconds / 1e12}
 
 
 def arms(
@@ -95,7 +92,7 @@ def arms(
     if shape != "7b":
         result["medray fp32"] = partial(medray, "model.precision=fp32")
     result["medray bf16, checkpoints"] = partial(medray, "model.gradient_checkpointing=true")
-    result["plan"] = partial(plan, base)
+    result["plan"] = partial(plan, base, folder)
     return result
 
 
@@ -232,14 +229,11 @@ def train_tutorial(
     } | memory()
 
 
-def plan(base: Path) -> dict[str, float]:
+def plan(base: Path, folder: Path) -> dict[str, float]:
     """Return the memory that `medray plan` counts for the first arm."""
-    whole = footprint.measure(
-        load_config(base, str(base)),
-        ModelOptions(),
-        LoraConfig(),
-        footprint.Batch(16, LENGTH, 2),
-        needs="head",
-        precision="bf16",
+    study = study_of(base, folder)
+    (model,) = study.base_models
+    whole = step_footprint(
+        load_config(base, str(base)), study.trial(model), LENGTH, 2, 0, is_on_gpu=True
     )
     return {"peak_gb": whole.peak / 1e9, "weights_gb": whole.weights / 1e9}
