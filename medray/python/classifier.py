@@ -11,7 +11,8 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from medray.config.files import put_all
 from medray.config.load import study_of
@@ -78,15 +79,17 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def fit(self, X: Any, y: Any) -> "Classifier":
         """Fine-tune the base model on texts and their classes, one per text."""
-        texts, classes = _texts(X), np.asarray(y)
-        if classes.ndim != 1 or len(classes) != len(texts):
+        texts, classes = _texts(X), _classes(y)
+        if not texts:
+            raise DataError("X: has no texts; give some")
+        if len(classes) != len(texts):
             raise DataError(
-                f"y: has shape {classes.shape}; give one class for each of {len(texts)} texts"
+                f"y: has {len(classes)} classes; give one class for each of {len(texts)} texts"
             )
         self.classes_, codes = np.unique(classes, return_inverse=True)
         if len(self.classes_) < 2:
             raise DataError(
-                f"y: every text has the class {str(self.classes_[0])!r}; give at least two"
+                f"y: all texts have one class, {str(self.classes_[0])!r}; give at least two"
             )
         self._names = _names(self.classes_.tolist())
         examples = [
@@ -173,6 +176,15 @@ def _texts(X: Any) -> list[str]:
         if not isinstance(text, str):
             raise DataError(f"X: row {number} is a {type(text).__name__}; give a text")
     return [str(text) for text in texts]
+
+
+def _classes(y: Any) -> Classes:
+    try:
+        classes: Classes = column_or_1d(y, warn=True)
+        check_classification_targets(classes)
+    except ValueError as err:
+        raise DataError(f"y: {' '.join(str(err).split())}; give one class per text") from None
+    return classes
 
 
 def _names(classes: Sequence[Any]) -> list[str]:

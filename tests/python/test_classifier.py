@@ -75,7 +75,7 @@ def test_it_works_in_cross_validation_and_in_calibration(
     assert calibrated.fit(texts, classes).predict_proba(texts[:3]).shape == (3, 2)
 
 
-# scikit-learn's other checks give numbers in two dimensions, which no estimator of texts takes.
+# These need no training; test_scikit_learn.py has all of scikit-learn's checks.
 CHECKS = (
     estimator_checks.check_estimator_cloneable,
     estimator_checks.check_estimator_repr,
@@ -109,9 +109,15 @@ def test_wrong_input_is_named(model: Classifier, base: str) -> None:
         model.predict("one text")
     with pytest.raises(DataError, match="X: row 1 is a int"):
         model.predict(["a", 1])
+    with pytest.raises(DataError, match="X: has no texts"):
+        make(base).fit([], [])
+    with pytest.raises(DataError, match="y: Unknown label type: continuous"):
+        make(base).fit(["a", "b"], [0.1, 0.2])
+    with pytest.raises(DataError, match="y: y should be a 1d array"):
+        make(base).fit(["a", "b"], None)
     with pytest.raises(DataError, match="give one class for each of 2 texts"):
         make(base).fit(["a", "b"], ["x"])
-    with pytest.raises(DataError, match="every text has the class 'x'"):
+    with pytest.raises(DataError, match="all texts have one class, 'x'"):
         make(base).fit(["a", "b"], ["x", "x"])
     with pytest.raises(DataError, match="has 1 different texts; give at least 5"):
         make(base).fit(["same"] * 6, ["x", "y"] * 3)
