@@ -101,7 +101,6 @@ def python_page() -> str:
     for module, names in sorted(returned_names(package).items()):
         lines += [f"## {module}", "", *module_lines(module_path(module), names)]
     for module in (
-        "medray.registry.explanation",
         "medray.client",
         "medray.client.answers",
         "medray.errors",

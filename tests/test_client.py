@@ -16,9 +16,11 @@ from medray.client import (
     Citation,
     Citations,
     Client,
+    Explanation,
     LabelAnswer,
     MentionAnswer,
     MentionsAnswer,
+    WordShare,
 )
 from medray.client.asynchronous import AsyncClient
 from medray.errors import ServingError
@@ -97,6 +99,23 @@ def test_a_client_reads_citations_of_every_route() -> None:
     assert own == [Citations(sentences=(sentence,), sufficiency=-0.01, comprehensiveness=0.25)] * 5
 
 
+def test_an_explanation_is_read_with_its_text() -> None:
+    with fake_service.running(fake_service.api(fake_service.Service())) as url:
+        reply = Client(url).explain("not asthma", model="cancer")
+    assert (reply.release, reply.version) == ("cancer", 3)
+    assert reply.explanation == Explanation(
+        text="not asthma",
+        label="cancer",
+        words=(
+            WordShare(start=0, end=3, text="not", share=-0.3),
+            WordShare(start=4, end=10, text="asthma", share=0.6),
+        ),
+        total=1.5,
+        error=0.004,
+    )
+    assert repr(reply.explanation) == "cancer: asthma +0.60, not -0.30 (completeness error 0.4%)"
+
+
 def reply(pieces: Generator[str, None, ChatReply]) -> ChatReply:
     while True:
         try:
@@ -128,6 +147,7 @@ def test_the_client_for_asyncio_returns_what_the_client_returns() -> None:
             client.choose(["a"], model=references["/v1/choose"]),
             client.extract(["asthma"], model=references["/v1/extract"]),
             client.decide("high fever", model="findings@best"),
+            client.explain("a mass", model="cancer", label="no cancer"),
             client.questions("findings@best"),
             client.model(model),
             client.models(),

@@ -25,6 +25,13 @@ NoWait = Annotated[
 Timeout = Annotated[
     float, typer.Option("--timeout", help="seconds until every replica must report the version")
 ]
+TokensFile = Annotated[
+    Path | None, typer.Option(help="file with the SHA-256 of one token per line")
+]
+Explanations = Annotated[
+    bool,
+    typer.Option("--explanations", help="answer at /v1/explain which words a label rests on"),
+]
 _MAX_REPLICAS = 8  # by default: each holds its model in memory
 
 
@@ -45,9 +52,7 @@ def serve(
         str,
         typer.Option(help="path prefix of the service, beside other applications of a cluster"),
     ] = "/",
-    tokens_file: Annotated[
-        Path | None, typer.Option(help="file with the SHA-256 of one token per line")
-    ] = None,
+    tokens_file: TokensFile = None,
     allowed_hosts: Annotated[
         list[str] | None,
         typer.Option(
@@ -75,6 +80,7 @@ def serve(
         float | None,
         typer.Option(min=0, help="GPUs per replica; by default one, or a part where there are few"),
     ] = None,
+    explanations: Explanations = False,
     require_signature: RequireSignature = None,
     storage_path: Storage = "runs",
     quiet: Quiet = False,
@@ -101,6 +107,7 @@ def serve(
         "tokens_file": os.path.abspath(tokens_file) if tokens_file else None,
         "hosts": allowed_hosts or [],
         "open_to_all": open_to_all,
+        "explanations": explanations,
         "require_signature": str(require_signature.absolute()) if require_signature else None,
     }
     options = validate(AppOptions, raw, where="medray serve")

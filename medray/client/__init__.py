@@ -14,9 +14,11 @@ from medray.client.answers import (
     ChoiceAnswer,
     Citation,
     Citations,
+    Explanation,
     LabelAnswer,
     MentionAnswer,
     MentionsAnswer,
+    WordShare,
 )
 from medray.errors import ServingError
 
@@ -28,11 +30,14 @@ __all__ = [
     "Client",
     "DecisionAnswer",
     "DecisionReply",
+    "ExplainReply",
+    "Explanation",
     "LabelAnswer",
     "MentionAnswer",
     "MentionsAnswer",
     "RefusedError",
     "Reply",
+    "WordShare",
 ]
 
 
@@ -90,6 +95,14 @@ class DecisionReply:
 
 
 @dataclass(frozen=True)
+class ExplainReply:
+    release: str
+    version: int
+    explanation: Explanation
+    disclaimer: str
+
+
+@dataclass(frozen=True)
 class ChatReply:
     """A generated answer. Its text ends with the disclaimer, unless the service or the release
     turns that off."""
@@ -138,6 +151,20 @@ class Client:
 
     def extract(self, texts: Sequence[str], *, model: str | None = None) -> Reply[MentionsAnswer]:
         return self._predict("/v1/extract", texts, model, _mentions)
+
+    def explain(
+        self, text: str, *, label: str | None = None, model: str | None = None
+    ) -> ExplainReply:
+        """Return how much each word of a text speaks for a label, by default the predicted one.
+        The service must have `explanations`."""
+        fields = {"text": text, "label": label, "model": model}
+        body = self._call("/v1/explain", {name: value for name, value in fields.items() if value})
+        explanation = Explanation(
+            text=text,
+            words=tuple(WordShare(**word) for word in body["words"]),
+            **{name: body[name] for name in ("label", "total", "error", "method", "caveat")},
+        )
+        return ExplainReply(body["release"], body["version"], explanation, body["disclaimer"])
 
     def decide(
         self,

@@ -5,6 +5,14 @@ They need the standard library alone; pydantic validates dataclasses as they are
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+EXPLANATION_METHOD = "integrated gradients"
+EXPLANATION_CAVEAT = (
+    "Shares show what moves the model's output, and not whether the label is right. They depend on "
+    "the neutral text that they start from."
+)
+_FOR, _AGAINST = "0,122,90", "200,50,30"  # green and red
+_COLORS = ("10,103,168", "196,81,10", "0,122,90", "154,79,134", "138,109,0", "42,143,196")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Citation:
@@ -134,3 +142,98 @@ class MentionsAnswer:
     def labels(self) -> tuple[str, ...]:
         """Return the kinds of the mentions, without repeats."""
         return tuple(dict.fromkeys(mention.kind for mention in self.mentions))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordShare:
+    """A word, `text[start:end]` of the text in the request, and its share in a label's output."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    start: int
+    end: int
+    text: str
+    share: float = field(
+        metadata={"description": "above zero the word speaks for the label, below against it"}
+    )
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Explanation:
+    """The shares of a text's words in the output for a label.
+
+    They add up to `total`, the output for the text minus that for a neutral one, but for the
+    completeness error. `error` is its size as a share of all shares without their signs."""
+
+    text: str
+    label: str
+    words: tuple[WordShare, ...]
+    total: float
+    error: float
+    method: str = EXPLANATION_METHOD
+    caveat: str = EXPLANATION_CAVEAT
+
+    def strongest(self, number: int = 5) -> list[WordShare]:
+        """Return the words that speak most for the label, the strongest first."""
+        return sorted(self.words, key=lambda word: -word.share)[:number]
+
+    def __repr__(self) -> str:
+        words = ", ".join(f"{word.text} {word.share:+.2f}" for word in self.strongest())
+        return f"{self.label}: {words} (completeness error {self.error:.1%})"
+
+    def _repr_html_(self) -> str:
+        from html import escape  # its table of entities is large, and a client needs none
+
+        most = max((abs(word.share) for word in self.words), default=0.0) or 1.0
+        parts, at = [], 0
+        for word in self.words:
+            color, strength = _FOR if word.share > 0 else _AGAINST, abs(word.share) / most
+            parts.append(escape(self.text[at : word.start]))
+            parts.append(
+                f'<mark title="{word.share:+.3f}" style="color:inherit;'
+                f'background:rgba({color},{0.6 * strength:.2f})">{escape(word.text)}</mark>'
+            )
+            at = word.end
+        note = (
+            f"{self.label}; green speaks for it, red against; error {self.error:.1%}. {self.caveat}"
+        )
+        return (
+            f"<p>{''.join(parts)}{escape(self.text[at:])}</p><p><small>{escape(note)}</small></p>"
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class MarkedText:
+    """A text and its mentions, in the order of the text."""
+
+    text: str
+    mentions: tuple[MentionAnswer, ...]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(sorted({mention.kind for mention in self.mentions}))
+
+    def __repr__(self) -> str:
+        if not self.mentions:
+            return "no mentions"
+        return "\n".join(
+            f"{mention.kind}: {mention.text} ({mention.start} to {mention.end})"
+            for mention in self.mentions
+        )
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        parts, at = [], 0
+        for mention in self.mentions:
+            if mention.start < at:  # inside another one, which is marked already
+                continue
+            color = _COLORS[self.kinds.index(mention.kind) % len(_COLORS)]
+            parts.append(escape(self.text[at : mention.start]))
+            parts.append(
+                f'<mark style="color:inherit;background:rgba({color},0.25)">'
+                f"{escape(self.text[mention.start : mention.end])} "
+                f"<small>{escape(mention.kind)}</small></mark>"
+            )
+            at = mention.end
+        return f"<p>{''.join(parts)}{escape(self.text[at:])}</p>"

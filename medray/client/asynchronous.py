@@ -10,6 +10,7 @@ from medray.client import (
     ChoiceAnswer,
     Client,
     DecisionReply,
+    ExplainReply,
     LabelAnswer,
     MentionsAnswer,
     Messages,
@@ -61,6 +62,11 @@ class AsyncClient:
         self, texts: Sequence[str], *, model: str | None = None
     ) -> Reply[MentionsAnswer]:
         return await self._wait(lambda: self.client.extract(texts, model=model))
+
+    async def explain(
+        self, text: str, *, label: str | None = None, model: str | None = None
+    ) -> ExplainReply:
+        return await self._wait(lambda: self.client.explain(text, label=label, model=model))
 
     async def decide(
         self,

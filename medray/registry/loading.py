@@ -1,7 +1,7 @@
 """Load a checkpoint's folder: its task, engine and calibration, checked by its probe."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
-from medray.client.answers import Citations
+from medray.client.answers import Citations, Explanation, MarkedText, MentionAnswer
 from medray.config.trial import Precision, TrialConfig
 from medray.data import frames
 from medray.data.minhash import RowHashes
@@ -24,7 +24,7 @@ from medray.models.build import merge as merge_adapter
 from medray.models.precision import default_precision
 from medray.models.sources import Base
 from medray.records import AS_IT_IS, CalibrationRecord
-from medray.registry.explanation import Explanation, explain
+from medray.registry.explanation import explain
 from medray.storage import checkpoint, files
 from medray.storage.checkpoint import Manifest, Probe
 from medray.tasks.base import citations
@@ -123,6 +123,16 @@ class LoadedRelease:
     def explain(self, text: str, *, label: str | None = None) -> Explanation:
         """Return how much each piece of a text speaks for a label, by default the predicted one."""
         return explain(self.task, self._transformers, self.predict([text])[0], text, label)
+
+    def mark(self, text: str) -> MarkedText:
+        """Return a text with its mentions, which a notebook shows in color."""
+        if self.task.labels or isinstance(self.task, Chatting):
+            raise ConfigError(
+                f"{self.reference}: finds no mentions; use a release of task tagging or extraction"
+            )
+        (prediction,) = self.predict([text])
+        mentions = sorted(prediction.mentions, key=lambda mention: (mention.start, -mention.end))
+        return MarkedText(text, tuple(MentionAnswer(**asdict(mention)) for mention in mentions))
 
     @property
     def card(self) -> str:

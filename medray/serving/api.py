@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from medray.serving.cards import ReleaseCard, ReleaseList, ServedCard, Unavailable
 from medray.serving.decisions import add_question_routes
+from medray.serving.explanations import add_explanation_route
 from medray.serving.middleware import Guard, UnexpectedErrors
 from medray.serving.openai_decisions import DecisionsRequest, example_request
 from medray.serving.page import home, reference
@@ -48,6 +49,7 @@ def make_api(
     hosts: tuple[str, ...] | None = None,
     disclaimer_in_content: bool = True,
     mask_identifiers: bool = False,
+    explanations: bool = False,
 ) -> FastAPI:
     api = FastAPI(
         title="medray",
@@ -66,6 +68,8 @@ def make_api(
         (DecisionsRequest, SystemOneRequest),
         mask_identifiers=mask_identifiers,
     )
+    if explanations:
+        add_explanation_route(api, service, mask_identifiers=mask_identifiers)
     add_completion_routes(
         api,
         service,

@@ -15,7 +15,7 @@ from medray.registry.release import Release
 from medray.serving.schemas import path_of
 from medray.storage import checkpoint
 from medray.storage.checkpoint import Manifest
-from medray.tasks.base.protocol import restore
+from medray.tasks.base.protocol import Explainable, restore
 from medray.tasks.base.questions import questions_of
 from medray.tasks.base.route import Body
 from medray.types import Question
@@ -41,6 +41,7 @@ class ReleaseCard(Body):
     )
     labels: tuple[str, ...] = Field(description="the labels, or the kinds of mentions")
     questions: tuple[Question, ...] = Field((), exclude=True)
+    has_explanations: bool = Field(False, description="whether /v1/explain answers for it")
     system: str | None = Field(None, description="the system prompt of a release that talks")
     base: str
     method: str
@@ -74,10 +75,11 @@ class ReleaseList(Body):
     unavailable: tuple[Unavailable, ...] = ()
 
 
-def card(release: Release) -> ReleaseCard:
+def card(release: Release, *, explanations: bool = False) -> ReleaseCard:
     folder, record = release.folder(), release.record
     manifest = checkpoint.read(folder)
     facts = describe_release(record, manifest)
+    task = restore(manifest.task.options, manifest.task.state)
     return ReleaseCard(
         release=record.name,
         version=record.version,
@@ -87,7 +89,8 @@ def card(release: Release) -> ReleaseCard:
         form=form(manifest),
         terms=tuple(audit(folder).get("terms", ())),
         labels=facts.labels or tuple(manifest.task.state.get("kinds", ())),
-        questions=questions_of(restore(manifest.task.options, manifest.task.state)),
+        questions=questions_of(task),
+        has_explanations=explanations and isinstance(task, Explainable),
         system=manifest.task.options.get("system"),
         base=facts.base + (f" ({facts.note})" if facts.note else ""),
         method=facts.method,

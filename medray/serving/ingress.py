@@ -32,7 +32,12 @@ from medray.serving.service import (
     InquiryReply,
 )
 from medray.serving.shares import BOUNDS, NO_LABEL
-from medray.tasks.base.route import TextRequest, TextResponse
+from medray.tasks.base.route import (
+    ExplainRequest,
+    ExplainResponse,
+    TextRequest,
+    TextResponse,
+)
 
 if TYPE_CHECKING:  # it imports torch, which the ingress of several deployments does without
     from medray.serving.replica import ReleaseReplica
@@ -51,7 +56,7 @@ class Ingress:
         self.options, self.calls = options, calls
         self.references = options.releases
         self.answer, self.decide, self.talk = calls.answer, calls.decide, calls.talk
-        self.describe, self.card = calls.describe, calls.card
+        self.explain, self.describe, self.card = calls.explain, calls.describe, calls.card
         self.digests = auth.read_digests(Path(options.tokens_file)) if options.tokens_file else None
         host = _host()
         check_address(host, has_tokens=self.digests is not None or options.open_to_all)
@@ -69,6 +74,12 @@ class Ingress:
             "medray_request_seconds",
             "seconds from arrival to answer",
             boundaries=_SECONDS,
+            tag_keys=("release", "version"),
+        )
+        self.explanation_seconds = Histogram(
+            "medray_explanation_seconds",
+            "seconds from arrival to explanation",
+            boundaries=_FIRST_TOKEN_S,
             tag_keys=("release", "version"),
         )
         self.labels = Counter(
@@ -101,6 +112,7 @@ class Ingress:
             hosts=self.hosts,
             disclaimer_in_content=options.disclaimer_in_content,
             mask_identifiers=options.mask_identifiers,
+            explanations=options.explanations,
         )
 
     async def health(self) -> Health:
@@ -129,7 +141,8 @@ class Ingress:
             },
         )
         if event.status == 200:
-            self.seconds.observe(event.seconds, {"release": event.release, "version": version})
+            seconds = self.explanation_seconds if event.is_explanation else self.seconds
+            seconds.observe(event.seconds, {"release": event.release, "version": version})
         for label in event.labels:
             self.labels.inc(
                 1, {"release": event.release, "version": version, "label": label or NO_LABEL}
@@ -148,6 +161,8 @@ class Ingress:
             "labels": event.labels,
             "ms": round(1000 * event.seconds, 1),
         }
+        if event.is_explanation:
+            figures = {"explanation": True}
         audit.info("%s", json.dumps(line | figures, ensure_ascii=False))
 
     def _talk_figures(self, event: Event, tags: dict[str, str]) -> dict[str, Any]:
@@ -179,6 +194,9 @@ class LocalCalls:
 
     async def decide(self, reference: str, inquiry: Inquiry) -> InquiryReply | Refusal:
         return await self._predict(self.replica.decide, reference, inquiry)
+
+    async def explain(self, reference: str, request: ExplainRequest) -> ExplainResponse | Refusal:
+        return await self._predict(self.replica.explain, reference, request)
 
     async def _predict(
         self, method: Callable[..., Awaitable[Answer | Refusal]], reference: str, request: Any

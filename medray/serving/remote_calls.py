@@ -18,7 +18,12 @@ from medray.serving.refusals import Refusal, full_queue, too_late
 from medray.serving.replica_setup import prepare
 from medray.serving.schemas import RETRY_AFTER_S, AppOptions, Limits, ReleaseHealth
 from medray.serving.service import Conversation, Description, Events, Inquiry, InquiryReply
-from medray.tasks.base.route import TextRequest, TextResponse
+from medray.tasks.base.route import (
+    ExplainRequest,
+    ExplainResponse,
+    TextRequest,
+    TextResponse,
+)
 
 _ATTEMPTS = 2  # the first, and one more if its replica died
 Absence = Literal["loading", "degraded", "idle"]
@@ -59,7 +64,13 @@ class RemoteCalls:
         outcome: InquiryReply | Refusal = await self._predict("decide", reference, inquiry)
         return outcome
 
-    async def _predict(self, method: str, reference: str, request: TextRequest | Inquiry) -> Any:
+    async def explain(self, reference: str, request: ExplainRequest) -> ExplainResponse | Refusal:
+        outcome: ExplainResponse | Refusal = await self._predict("explain", reference, request)
+        return outcome
+
+    async def _predict(
+        self, method: str, reference: str, request: TextRequest | Inquiry | ExplainRequest
+    ) -> Any:
         """Send a request to a replica, and again if that died. Repeating a prediction is safe."""
         timeout_s = self.limits.timeout_s
         try:

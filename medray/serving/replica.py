@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import torch
@@ -25,11 +25,13 @@ from medray.registry.registry import Registry
 from medray.registry.release import Release
 from medray.serving import notes
 from medray.serving.cards import ReleaseCard, audit, card
-from medray.serving.chat import ChatModel, TooLongError
+from medray.serving.chat import ChatModel
+from medray.serving.explainer import Explainer
 from medray.serving.follow import Follower
 from medray.serving.notes import TrainingTexts
 from medray.serving.opening import open_model
 from medray.serving.refusals import Refusal
+from medray.serving.replica_refusals import refusal_of, wrong_route
 from medray.serving.replica_setup import prepare
 from medray.serving.schemas import CHAT_PATH, RETRY_AFTER_S, AppOptions, ReplicaReport
 from medray.serving.service import (
@@ -47,10 +49,19 @@ from medray.serving.vllm import ReleaseGroup
 from medray.serving.vllm_head import VllmModels
 from medray.tasks.base.citations import SentencesError
 from medray.tasks.base.questions import QuestionError, questions_of
-from medray.tasks.base.route import InputNote, TextRequest, TextResponse
+from medray.tasks.base.route import (
+    ExplainRequest,
+    ExplainResponse,
+    InputNote,
+    TextRequest,
+    TextResponse,
+)
 from medray.types import Chunk
 
 log = logging.getLogger(__name__)
+Place = TypeVar("Place")
+Request = TypeVar("Request")
+Reply = TypeVar("Reply")
 _WAITING = Refusal(
     503, "unavailable", "this release is not loaded yet; /healthz reports why", RETRY_AFTER_S
 )
@@ -76,6 +87,7 @@ class ReleaseReplica:
             1, "compute", initializer=torch.set_num_threads, initargs=(threads,)
         )
         self.requests = ThreadPoolExecutor(options.limits.ongoing_requests, "request")
+        self.explainer = Explainer(options.limits)
         self.gauge = Gauge(
             "medray_release_version", "version that a replica serves", tag_keys=("model",)
         )
@@ -148,17 +160,31 @@ class ReleaseReplica:
     async def answer(
         self, reference: str, request: TextRequest, timeout_s: float
     ) -> TextResponse | Refusal:
-        deadline = time.monotonic() + timeout_s
-        return await asyncio.get_running_loop().run_in_executor(
-            self.requests, self._answer, reference, request, deadline
-        )
+        return await self._in_thread(self._answer, reference, request, timeout_s)
 
     async def decide(
         self, reference: str, inquiry: Inquiry, timeout_s: float
     ) -> InquiryReply | Refusal:
+        return await self._in_thread(self._decide, reference, inquiry, timeout_s)
+
+    async def explain(
+        self, reference: str, request: ExplainRequest, timeout_s: float
+    ) -> ExplainResponse | Refusal:
+        model = self._model(reference)
+        if isinstance(model, Refusal):
+            return model
+        return await self._in_thread(self.explainer.answer, model, request, timeout_s)
+
+    async def _in_thread(
+        self,
+        method: Callable[[Place, Request, float], Reply | Refusal],
+        place: Place,
+        request: Request,
+        timeout_s: float,
+    ) -> Reply | Refusal:
         deadline = time.monotonic() + timeout_s
         return await asyncio.get_running_loop().run_in_executor(
-            self.requests, self._decide, reference, inquiry, deadline
+            self.requests, method, place, request, deadline
         )
 
     def _decide(self, reference: str, inquiry: Inquiry, deadline: float) -> InquiryReply | Refusal:
@@ -167,11 +193,11 @@ class ReleaseReplica:
             return model
         if isinstance(model, ChatModel) or not questions_of(model.task):
             path = CHAT_PATH if isinstance(model, ChatModel) else model.path
-            return _wrong_route(f"{model.release.name} answers at {path}")
+            return wrong_route(f"{model.release.name} answers at {path}")
         try:
             reply = model.decide(inquiry, limits=self.options.limits, deadline=deadline)
         except (DataError, QuestionError, SentencesError, ServingError) as err:
-            return _to_refusal(err)
+            return refusal_of(err)
         if self.options.flag_unlike_training:
             training = self._training_texts(reference)
             note = notes.flag_text(inquiry.text, (*reply.notes, InputNote())[0], training)
@@ -185,9 +211,9 @@ class ReleaseReplica:
         if isinstance(model, Refusal):
             return model
         if isinstance(model, ChatModel):
-            return _wrong_route(f"{model.release.name} answers at {CHAT_PATH}")
+            return wrong_route(f"{model.release.name} answers at {CHAT_PATH}")
         if not model.takes(request):
-            return _wrong_route(f"{model.release.name} answers at {model.path}")
+            return wrong_route(f"{model.release.name} answers at {model.path}")
         try:
             response = model.answer(request, limits=self.options.limits, deadline=deadline)
             return (
@@ -196,7 +222,7 @@ class ReleaseReplica:
                 else response
             )
         except (DataError, SentencesError, TooManyTokensError, OverloadedError, LateError) as err:
-            return _to_refusal(err)
+            return refusal_of(err)
 
     async def talk(
         self, reference: str, conversation: Conversation, timeout_s: float
@@ -230,7 +256,7 @@ class ReleaseReplica:
             while True:
                 chunks = await _gather(results, whole=conversation.whole)
                 if isinstance(chunks, Exception):
-                    yield _to_refusal(chunks)
+                    yield refusal_of(chunks)
                     return
                 if not has_begun:
                     has_begun = True
@@ -257,11 +283,11 @@ class ReleaseReplica:
         if isinstance(model, Refusal):
             return model
         if not isinstance(model, ChatModel):
-            return _wrong_route(f"{model.release.name} does not talk; it answers at {model.path}")
+            return wrong_route(f"{model.release.name} does not talk; it answers at {model.path}")
         try:
             return model.begin(conversation, self.options.limits, deadline, deliver)
         except (SentencesError, ServingError) as err:
-            return _to_refusal(err)
+            return refusal_of(err)
 
     def _cancel(
         self, model: TextModel | ChatModel | Refusal, outcome: tuple[Start, Any] | Refusal
@@ -283,7 +309,7 @@ class ReleaseReplica:
                 self.requests, model.cite, conversation, text, deadline
             )
         except Exception as err:
-            return _to_refusal(err)
+            return refusal_of(err)
         return replace(piece, citations=citations)
 
     async def describe(self, reference: str) -> Description | Refusal:
@@ -293,7 +319,9 @@ class ReleaseReplica:
     async def card(self, reference: str) -> ReleaseCard | Refusal:
         release = self.followers[reference].release
         return (
-            await asyncio.get_running_loop().run_in_executor(self.requests, card, release)
+            await asyncio.get_running_loop().run_in_executor(
+                self.requests, partial(card, release, explanations=self.options.explanations)
+            )
             if release
             else _WAITING
         )
@@ -329,31 +357,3 @@ async def _gather(
         chunks.append(result)
         if result.finish or (results.empty() and not whole):
             return chunks
-
-
-def _wrong_route(reason: str) -> Refusal:
-    return Refusal(400, "wrong_route", f"model: {reason}", param="model")
-
-
-def _to_refusal(err: Exception) -> Refusal:
-    # Only a text without tokens causes it. Its message counts rows of a batch, which the client
-    # cannot see.
-    if isinstance(err, DataError):
-        return Refusal(422, "invalid_request", "a text has no token that the model can read")
-    if isinstance(err, QuestionError):
-        place = str(err).partition(":")[0]
-        return Refusal(400, "unknown_question", str(err), param=place)
-    if isinstance(err, SentencesError):
-        return Refusal(400, "too_many_sentences", str(err), param="citations")
-    if isinstance(err, TooManyTokensError):
-        return Refusal(413, "too_many_tokens", str(err))
-    if isinstance(err, TooLongError):
-        return Refusal(400, "invalid_request", str(err), code="context_length_exceeded")
-    if isinstance(err, OverloadedError):
-        return Refusal(
-            429, "overloaded", "too many texts are waiting; try again later", RETRY_AFTER_S
-        )
-    if isinstance(err, LateError):
-        return Refusal(504, "deadline_exceeded", "the answer was not ready in time")
-    log.error("%s while generating a text", type(err).__name__)
-    return Refusal(500, "internal_error", "the answer ended early; the server's log has the cause")

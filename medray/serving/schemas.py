@@ -13,6 +13,7 @@ RETRY_AFTER_S = 1
 BODY_BYTES = 1 << 20
 CHAT_PATH, COMPLETION_PATH = "/v1/chat/completions", "/v1/completions"
 DECISIONS_PATH, SYSTEMONE_PATH = "/v1/decisions", "/v1/systemone"
+EXPLAIN_PATH = "/v1/explain"
 
 
 def path_of(task: str) -> str:
@@ -39,6 +40,14 @@ class Limits(Section):
         32768,
         ge=1,
         description="tokens per request, including those of windows and those to generate",
+    )
+    explanation_tokens: int = Field(
+        65536,
+        ge=1,
+        description=(
+            "tokens that the model reads for an explanation, which needs at least 34 times those "
+            "of the text; more points of its path are taken within this limit"
+        ),
     )
     new_tokens: int = Field(1024, ge=1, description="tokens per generated answer")
     waiting_tokens: int = Field(
@@ -154,6 +163,13 @@ class AppOptions(Section):
         description=(
             "note texts whose length, language or (with a head for rows) embedding is unlike the "
             "release's training data"
+        ),
+    )
+    explanations: bool = Field(
+        False,
+        description=(
+            "answer at /v1/explain which words a label rests on, for classifications; it costs a "
+            "hundred readings of a text, and a second copy of a model that is not in fp32"
         ),
     )
     audit_log: str | None = Field(

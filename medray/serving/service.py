@@ -10,7 +10,13 @@ from medray.serving.cards import ReleaseCard
 from medray.serving.refusals import Refusal
 from medray.serving.schemas import Health, ReleaseHealth
 from medray.tasks.base.protocol import ChatOutcome
-from medray.tasks.base.route import InputNote, TextRequest, TextResponse
+from medray.tasks.base.route import (
+    ExplainRequest,
+    ExplainResponse,
+    InputNote,
+    TextRequest,
+    TextResponse,
+)
 from medray.types import Message, Question, QuestionAnswer, Sampling, TokenLogprob
 
 
@@ -106,6 +112,7 @@ class Event:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     first_token_s: float | None = None
+    is_explanation: bool = False
 
 
 class ReleaseService(Protocol):
@@ -114,6 +121,10 @@ class ReleaseService(Protocol):
     async def answer(self, reference: str, request: TextRequest) -> TextResponse | Refusal: ...
 
     async def decide(self, reference: str, inquiry: Inquiry) -> InquiryReply | Refusal: ...
+
+    async def explain(
+        self, reference: str, request: ExplainRequest
+    ) -> ExplainResponse | Refusal: ...
 
     def talk(self, reference: str, conversation: Conversation) -> Events:
         """Yield the pieces of an answer. Closing the generator stops the generation."""

@@ -25,6 +25,7 @@ from medray.serving.api import make_api
 from medray.serving.middleware import Front
 from medray.serving.openai_schemas import ChatRequest
 from medray.serving.schemas import CHAT_PATH, Limits
+from medray.tasks.base.route import ExplainRequest
 from medray.tasks.classification import ClassifyRequest
 
 CANARY = "Zebediah-Q-Canary-4711"
@@ -435,7 +436,8 @@ def http(
     digests: frozenset[str] | None = None,
     host: str = "testserver",
 ) -> TestClient:
-    api = make_api(fake_service.Service("cancer@best"), Limits(), digests, hosts=hosts)
+    service = fake_service.Service("cancer@best")
+    api = make_api(service, Limits(), digests, hosts=hosts, explanations=True)
     return TestClient(api, base_url=f"http://{host}", raise_server_exceptions=False)
 
 
@@ -445,6 +447,7 @@ def http(
         (ClassifyRequest, {"inputs": [1] * 100_000}),
         (ClassifyRequest, {"inputs": [{}] * 100_000}),
         (ClassifyRequest, {f"k{number}": 1 for number in range(80_000)}),
+        (ExplainRequest, {"text": "a"} | {f"k{number}": 1 for number in range(80_000)}),
         (ChatRequest, {"messages": [1] * 100_000}),
         (ChatRequest, {"messages": [{"role": "user", "content": [1] * 100_000}]}),
         (ChatRequest, {"messages": [{"role": "user", "content": "a"}], "stop": [1] * 100_000}),
@@ -470,6 +473,7 @@ def test_a_wrong_input_is_named_once() -> None:
     [
         {"text": "a", "model": CANARY},
         {"text": "a", CANARY: 1},
+        {"text": "a", "label": CANARY * 40_000},
         {"text": "a", "x" * 100_000: 1},
         {"text": "a", "model": CANARY * 40_000},
         {CANARY: {CANARY: 1}},
@@ -477,7 +481,14 @@ def test_a_wrong_input_is_named_once() -> None:
 )
 @pytest.mark.parametrize(
     "path",
-    ["/v1/classify", "/v1/choose", "/v1/chat/completions", "/v1/decisions", "/v1/systemone"],
+    [
+        "/v1/classify",
+        "/v1/choose",
+        "/v1/chat/completions",
+        "/v1/decisions",
+        "/v1/systemone",
+        "/v1/explain",
+    ],
 )
 def test_an_error_repeats_no_model_and_no_strange_key(path: str, body: dict[str, Any]) -> None:
     answer = http().post(path, json=body)

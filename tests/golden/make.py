@@ -200,6 +200,7 @@ def _http() -> dict[str, str]:
         ("POST", "/v1/classify", {"model": "cancer@best", "inputs": ["one", "two"]}),
         ("POST", "/classify", {"model": "cancer@best", "text": "one"}),
         ("POST", "/v1/choose", {"model": "pubmedqa@2", "text": "one"}),
+        ("POST", "/v1/explain", {"model": "cancer@best", "text": "not asthma"}),
         ("POST", "/v1/extract", {"model": "diseases@1", "text": "aspirin against asthma"}),
         (
             "POST",

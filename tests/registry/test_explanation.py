@@ -63,6 +63,17 @@ def test_windows_of_a_long_text_share_its_output(tmp_path: Path) -> None:
     assert len(explanation.words) == len((TEXT * 3).split())
 
 
+@pytest.mark.parametrize("keep", ["start", "end"])
+def test_words_that_a_cut_text_has_lost_have_no_share(keep: str, tmp_path: Path) -> None:
+    settings = ("train.epochs=1", "task.max_length=16", f"task.keep={keep}")
+    release = load(tiny.trial(tiny.study(tmp_path, *settings), tmp_path).run().checkpoint)
+    text = " ".join(["fever"] * 140)
+    words = release.explain(text).words
+    assert 5 <= len(words) <= 14
+    assert (words[0].start == 0) == (keep == "start")
+    assert (words[-1].end == len(text)) == (keep == "end")
+
+
 def test_the_text_is_escaped_where_a_notebook_shows_it(release: LoadedRelease) -> None:
     html = release.explain("the <b>mass</b> grew")._repr_html_()
     assert "<b>" not in html
@@ -70,7 +81,7 @@ def test_the_text_is_escaped_where_a_notebook_shows_it(release: LoadedRelease) -
 
 
 def test_a_label_or_a_task_without_shares_is_named(release: LoadedRelease) -> None:
-    with pytest.raises(ConfigError, match=r"label 'x': allowed: cancer, other"):
+    with pytest.raises(ConfigError, match=r"label: none of the release's; allowed: cancer, other"):
         release.explain(TEXT, label="x")
     choice = load(tiny.checkpoint("choice"))
     with pytest.raises(ConfigError, match="choice has no head"):

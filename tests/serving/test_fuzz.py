@@ -39,6 +39,7 @@ def test_every_route_that_answers_is_in_the_document() -> None:
         "POST /v1/extract",
         "POST /v1/decisions",
         "POST /v1/systemone",
+        "POST /v1/explain",
         "POST /v1/chat/completions",
         "POST /v1/completions",
     } < OPERATIONS.keys()
@@ -59,6 +60,10 @@ def with_served_model(label: str, body: dict[str, Any]) -> dict[str, Any]:
     request = body | {"model": served[len(body.get("model") or "") % len(served)]}
     if body.get("questions"):
         request |= with_own_questions(label, body)
+    if "explain" in label:
+        request["model"] = "cancer@best"
+        if len(str(body)) % 2:
+            request["label"] = "cancer"
     if "completions" in label:
         request["stream"] = len(str(body)) % 2 == 0
     if body.get("messages"):

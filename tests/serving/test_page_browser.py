@@ -174,6 +174,53 @@ def test_cited_sentences_are_marked_in_texts_and_messages(page: Served) -> None:
     assert page.value("document.getElementById('citations-field').hidden")
 
 
+def test_the_words_behind_an_answer_are_marked_when_asked_why(page: Served) -> None:
+    text = "😀 <b>carcinoma</b> but not in situ"
+    page.open("cancer@best", width=360)
+    page.type("#field-text", text)
+    page.value("document.getElementById('send').click()")
+    page.until("document.querySelector('.why button') !== null")
+    assert page.text(".why button") == "Why?"
+    page.tab.page.focus(".why button")
+    page.enter()
+    page.until("document.querySelector('.why mark') !== null")
+    marks = "[...document.querySelectorAll('.why mark')].map(one => one.textContent)"
+    assert page.value(marks) == ["<b>carcinoma</b>for", "butfor", "notagainst", "infor", "situfor"]
+    assert page.value("[...document.querySelectorAll('.why mark')].map(one => one.className)") == [
+        "k0",
+        "k0",
+        "k1",
+        "k0",
+        "k0",
+    ]
+    assert "completeness error 0.4 %" in page.text(".why")
+    is_open = "document.querySelector('.why button').getAttribute('aria-expanded')"
+    assert page.value(is_open) == "true"
+    page.enter()  # the button still has the focus
+    assert page.value(is_open) == "false"
+    assert page.value("document.querySelector('.why div').hidden")
+    assert len(page.service.explanations) == 1
+    assert page.service.explanations[0].label == "cancer"
+    page.is_clean()
+    page.open("symptoms@best")
+    assert not page.value("state.card.has_explanations")
+
+
+def test_a_busy_explainer_is_a_sentence_and_the_button_stays(page: Served) -> None:
+    page.open("cancer@best")
+    page.type("#field-text", "carcinoma")
+    page.value("document.getElementById('send').click()")
+    page.until("document.querySelector('.why button') !== null")
+    page.service.refusal = Refusal(429, "overloaded", "another text is being explained", 1)
+    page.value("document.querySelector('.why button').click()")
+    page.until("!document.getElementById('problem').hidden")
+    assert page.text("#problem") == "Another text is being explained. Retry after 1 second."
+    page.service.refusal = None
+    page.value("document.querySelector('.why button').click()")
+    page.until("document.querySelector('.why mark') !== null")
+    assert page.text("#problem") == ""
+
+
 def test_typed_questions_are_shown_ready_and_answered_one_by_one(page: Served) -> None:
     page.open("findings@best", width=360)
     assert page.value("document.getElementById('typed').hidden") is False
@@ -184,8 +231,8 @@ def test_typed_questions_are_shown_ready_and_answered_one_by_one(page: Served) -
     assert page.value(
         "[...document.querySelectorAll('.decision')].map(one => one.textContent)"
     ) == [
-        "asthmaNoConfidence 90.0 %Yes10.0 %No90.0 %",
-        "feverYesConfidence 90.0 %Yes90.0 %No10.0 %",
+        "asthmaNoConfidence 90.0 %Yes10.0 %No90.0 %Why?",
+        "feverYesConfidence 90.0 %Yes90.0 %No10.0 %Why?",
     ]
     assert page.service.inquiries[0].text == "A child with fever <b>today</b>"
     page.is_clean()

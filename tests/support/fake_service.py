@@ -17,9 +17,11 @@ from medray.client.answers import (
     ChoiceAnswer,
     Citation,
     Citations,
+    Explanation,
     LabelAnswer,
     MentionAnswer,
     MentionsAnswer,
+    WordShare,
 )
 from medray.data.formats import pubmedqa, symptom_table
 from medray.data.formats.base.protocol import Form
@@ -40,7 +42,13 @@ from medray.serving.service import (
 )
 from medray.tasks.base.mention_task import ExtractRequest, ExtractResponse
 from medray.tasks.base.questions import LABEL, QuestionError, match
-from medray.tasks.base.route import LabelRequest, TextRequest, TextResponse
+from medray.tasks.base.route import (
+    ExplainRequest,
+    ExplainResponse,
+    LabelRequest,
+    TextRequest,
+    TextResponse,
+)
 from medray.tasks.choice import ChooseRequest, ChooseResponse
 from medray.tasks.classification import ClassifyRequest, ClassifyResponse
 from medray.types import PREDICATE_VALUES, Question, QuestionAnswer, QuestionOption
@@ -102,6 +110,7 @@ CARDS = {
         "/v1/classify",
         Form(),
         labels=("cancer", "no cancer"),
+        has_explanations=True,
         questions=_choice("cancer", "no cancer"),
     ),
     "findings@best": _card(
@@ -110,6 +119,7 @@ CARDS = {
         "/v1/classify",
         Form(),
         labels=FINDINGS,
+        has_explanations=True,
         questions=tuple(
             Question(label, "predicate", f'The text has the label "{label}".', TRUTH)
             for label in FINDINGS
@@ -144,6 +154,7 @@ class Service:
         self.requests: list[TextRequest] = []
         self.inquiries: list[Inquiry] = []
         self.talks: list[Conversation] = []
+        self.explanations: list[ExplainRequest] = []
         self.events: list[Event] = []
         self.refusal: Refusal | None = None
 
@@ -221,6 +232,27 @@ class Service:
             citations=(citations_in(inquiry.text),) * len(own) if inquiry.citations else (),
         )
 
+    async def explain(self, reference: str, request: ExplainRequest) -> ExplainResponse | Refusal:
+        """Each word speaks for the first label by its length; a negated one speaks against it."""
+        self.explanations.append(request)
+        if self.refusal:
+            return self.refusal
+        card = CARDS[reference]
+        if not card.has_explanations:
+            return Refusal(
+                400, "wrong_route", f"model: {card.release} has no explanations", param="model"
+            )
+        if request.label not in (None, *card.labels):
+            return Refusal(400, "unknown_label", "label: none of the release's", param="label")
+        explanation = Explanation(
+            text=request.text,
+            label=request.label or card.labels[0],
+            words=words_in(request.text),
+            total=1.5,
+            error=0.004,
+        )
+        return ExplainResponse.of(explanation, card.release, card.version)
+
     async def talk(self, reference: str, conversation: Conversation) -> Events:
         self.talks.append(conversation)
         card = CARDS[reference]
@@ -279,6 +311,19 @@ def _answer(text: str, own: Question, question: Question) -> QuestionAnswer:
     )
 
 
+def words_in(text: str) -> tuple[WordShare, ...]:
+    matches = list(re.finditer(r"\S+", text))
+    return tuple(
+        WordShare(
+            start=match.start(),
+            end=match.end(),
+            text=match.group(),
+            share=(-1 if match.group() == "not" else 1) * len(match.group()) / 10,
+        )
+        for match in matches
+    )
+
+
 def citations_in(text: str) -> Citations:
     """Cite each sentence that names a disease."""
     sentences = tuple(
@@ -314,7 +359,7 @@ def mentions_in(text: str) -> tuple[MentionAnswer, ...]:
 def api(
     service: Service, digests: frozenset[str] | None = None, *, limits: Limits | None = None
 ) -> FastAPI:
-    return make_api(service, limits or Limits(), digests)
+    return make_api(service, limits or Limits(), digests, explanations=True)
 
 
 @contextmanager

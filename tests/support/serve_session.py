@@ -201,6 +201,7 @@ def arguments(storage: Path, audit_log: Path, *releases: str) -> dict[str, Any]:
         "precision": "fp32",
         "token_budget": 256,
         "generation_tokens": 7500,
+        "explanations": True,
         "follow_s": 0.3,
         "limits": {
             "body_bytes": 100_000,

@@ -1,7 +1,7 @@
 "use strict";
 // Text from the server only goes into text nodes.
 const $ = id => document.getElementById(id);
-const CHAT = "/v1/chat/completions", DECISIONS = "/v1/decisions", KEY = "medray-token", MANY = 12, LISTED = 60;
+const CHAT = "/v1/chat/completions", DECISIONS = "/v1/decisions", EXPLAIN = "/v1/explain", KEY = "medray-token", MANY = 12, MARKED = 10, LISTED = 60;
 const state = { cards: [], card: null, terms: {}, turns: [], stopper: null };
 
 function make(tag, attributes, ...children) {

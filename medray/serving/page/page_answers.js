@@ -3,7 +3,7 @@
 function showAnswer(text, response) {
   const answer = (response.predictions || [])[0] || {}, notes = (response.notes || [])[0] || {};
   const parts = answer.mentions ? mentionParts(text, answer.mentions) : labelParts(answer);
-  fill("result", ...parts, ...citationParts(text, answer.citations), ...remarks(notes), make("p", { class: "note" }, `${response.release}, version ${response.version}. ${response.disclaimer || ""}`));
+  fill("result", ...parts, ...citationParts(text, answer.citations), ...whyParts(text, answer.labels || []), ...remarks(notes), make("p", { class: "note" }, `${response.release}, version ${response.version}. ${response.disclaimer || ""}`));
   show("answer", true);
   $("answer").scrollIntoView({ block: "nearest" });
 }
@@ -27,9 +27,9 @@ function bars(rows, labels) {
   }));
 }
 
-function marks(text, spans) {
+function marks(text, spans, kinds = [...new Set(spans.map(one => one.kind))]) {
   const characters = Array.from(text);  // positions count characters, not UTF-16 units
-  const kinds = [...new Set(spans.map(one => one.kind))], read = make("p", { class: "read" });
+  const read = make("p", { class: "read" });
   let at = 0;
   for (const one of [...spans].sort((a, b) => a.start - b.start || b.end - a.end)) {
     if (one.start < at) continue;  // inside a marked mention; the list below has it
@@ -48,6 +48,44 @@ function citationParts(text, citations) {
   const spans = citations.sentences.map((one, place) => ({ ...one, kind: String(place + 1) }));
   const figures = `The answer rests on the marked sentences, 1 first. Without them its probability ${points(-citations.comprehensiveness)}; with them alone it ${points(-citations.sufficiency)}.`;
   return [marks(text, spans), make("p", { class: "note" }, figures)];
+}
+
+// A button per label, which marks the words behind it
+
+function whyParts(text, labels) {
+  const card = state.card;
+  if (!card.has_explanations) return [];
+  return labels.filter(label => card.labels.includes(label)).slice(0, MANY).map(label => {
+    const words = make("div"), why = make("button", { type: "button", class: "quiet", "aria-expanded": "false" }, labels.length > 1 ? `Why ${label}?` : "Why?");
+    const open = isOpen => { words.hidden = !isOpen; why.setAttribute("aria-expanded", String(isOpen)); };
+    let stage = "new";
+    why.addEventListener("click", async () => {
+      if (stage === "ready") open(words.hidden);
+      if (stage !== "new") return;
+      complain("");
+      stage = "asking";
+      words.replaceChildren(make("p", { class: "note" }, "Explaining …"));
+      try {
+        const response = await (await call(EXPLAIN, { model: card.id, text, label })).json();
+        words.replaceChildren(...explanationParts(text, response));
+        open(true);
+        stage = "ready";
+      } catch (error) {
+        words.replaceChildren();
+        stage = "new";
+        report(error);
+      }
+    });
+    return make("div", { class: "why" }, why, words);
+  });
+}
+
+function explanationParts(text, { label, words, error, method, caveat }) {
+  const strength = one => Math.abs(one.share), most = Math.max(...words.map(strength), 0);
+  const strongest = [...words].sort((a, b) => strength(b) - strength(a)).slice(0, MARKED).filter(one => one.share && strength(one) >= most / 10);
+  const spans = strongest.map(one => ({ ...one, kind: one.share > 0 ? "for" : "against" })).sort((a, b) => b.share - a.share);
+  const note = `Marked words speak for or against “${label}” (${method}, completeness error ${percent(error)}). ${caveat}`;
+  return [marks(text, spans, ["for", "against"]), make("p", { class: "note" }, note)];
 }
 
 function mentionParts(text, mentions) {

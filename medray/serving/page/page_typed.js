@@ -26,7 +26,7 @@ function typedQuestions() {
 }
 
 function showDecisions(text, response) {
-  const answers = response.answers.map((answer, place) => make("div", { class: "decision" }, make("h4", {}, answer.name || `Question ${place + 1}`), ...decisionParts(answer), ...citationParts(text, answer.citations)));
+  const answers = response.answers.map((answer, place) => make("div", { class: "decision" }, make("h4", {}, answer.name || `Question ${place + 1}`), ...decisionParts(answer), ...citationParts(text, answer.citations), ...whyParts(text, [String(answer.choice ?? answer.name)])));
   fill("result", ...answers, ...remarks(response.notes[0] || {}), make("p", { class: "note" }, `${response.release}, version ${response.version}. ${response.disclaimer}`));
   show("answer", true);
   $("answer").scrollIntoView({ block: "nearest" });

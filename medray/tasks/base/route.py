@@ -3,11 +3,13 @@ Each task names its own routes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from dataclasses import fields as fields_of
 from typing import Annotated, Any, ClassVar, Protocol, Self, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from medray import plugins
+from medray.client.answers import EXPLANATION_CAVEAT, EXPLANATION_METHOD, Explanation, WordShare
 from medray.tasks.base.protocol import Task
 from medray.text.identifiers import Kind
 from medray.types import DISCLAIMER, Example, Prediction
@@ -21,7 +23,16 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class TextRequest(Body):
+class RequestBody(Body):
+    @model_validator(mode="before")
+    @classmethod
+    def _few_keys(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and len(raw) > _MOST_KEYS:
+            raise ValueError(f"has more than {_MOST_KEYS} keys")
+        return raw
+
+
+class TextRequest(RequestBody):
     text: str | None = Field(None, min_length=1)
     # Validation stops at the first error, since listing all errors of a megabyte takes seconds.
     inputs: (
@@ -30,13 +41,6 @@ class TextRequest(Body):
     model: str | None = Field(
         None, description="the release to use; optional if one release is served"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _few_keys(cls, raw: Any) -> Any:
-        if isinstance(raw, dict) and len(raw) > _MOST_KEYS:
-            raise ValueError(f"has more than {_MOST_KEYS} keys")
-        return raw
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -97,6 +101,47 @@ class TextResponse(NotesResponse):
     release: str
     version: int
     predictions: tuple[Any, ...]
+
+
+class ExplainRequest(RequestBody):
+    text: str = Field(min_length=1)
+    label: str | None = Field(
+        None, min_length=1, description="the label to explain, by default the predicted one"
+    )
+    model: str | None = Field(
+        None, description="the release to use; optional if one release is served"
+    )
+
+
+class ExplainResponse(Body):
+    """The shares of a text's words in the output for a label."""
+
+    release: str
+    version: int
+    label: str
+    words: tuple[WordShare, ...] = Field(description="those that the model read, in order")
+    total: float = Field(
+        description=(
+            "the label's output for the text minus that for a neutral one, to which the shares of "
+            "all words add up but for the error"
+        )
+    )
+    error: float = Field(
+        description="what is missing from that sum, relative to all shares without their signs"
+    )
+    method: str = EXPLANATION_METHOD
+    caveat: str = EXPLANATION_CAVEAT
+    masked: dict[Kind, int] = Field(
+        default_factory=dict,
+        description="identifiers that were masked before the model read the text, by kind",
+    )
+    disclaimer: str = DISCLAIMER
+
+    @classmethod
+    def of(cls, explanation: Explanation, release: str, version: int) -> Self:
+        fields = {field.name: getattr(explanation, field.name) for field in fields_of(explanation)}
+        del fields["text"]
+        return cls(release=release, version=version, **fields)
 
 
 def _as_it_is(response: TextResponse) -> TextResponse:

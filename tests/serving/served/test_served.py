@@ -83,6 +83,23 @@ def test_served_predictions_are_those_of_the_loaded_release(served: Served) -> N
             assert answer.confidence == max(answer.probabilities.values())
 
 
+def test_a_running_serve_explains_as_the_loaded_release_does(served: Served) -> None:
+    text = f"{TEXTS[0]} of a {MARKER}"
+    reply = served.client.explain(text, model="cancer@1")
+    explanation = medray.load("cancer@1", storage_path=str(served.storage)).explain(text)
+    assert (reply.release, reply.version) == ("cancer", 1)
+    assert reply.explanation.label == explanation.label
+    assert [word.text for word in reply.explanation.words] == text.split()
+    assert [word.share for word in reply.explanation.words] == pytest.approx(
+        [word.share for word in explanation.words], abs=1e-4
+    )
+    (line,) = served.audit_lines('"explanation": true')
+    assert '"labels": []' in line
+    assert MARKER not in line
+    with pytest.raises(RefusedError, match="400 model: adviser has no explanations"):
+        served.client.explain(text, model="adviser@1")
+
+
 def test_a_release_is_loading_until_its_first_replica_answers(served: Served) -> None:
     print(f"health while it started: {served.at_start}")
     assert served.at_start[0] == "loading"
