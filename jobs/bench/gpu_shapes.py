@@ -82,7 +82,7 @@ def write_base(shape: str, folder: Path) -> dict[str, Any]:
         eos_token_id=tokenizer.eos_token_id,
         **SHAPES[shape],
     )
-    with torch.device(device()):
+    with torch.device("cuda" if has_gpu() else "cpu"):  # the one in name has no bytes
         model = LlamaForCausalLM._from_config(sizes, dtype=torch.bfloat16)
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
