@@ -96,7 +96,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="run the arms whose names contain this")
     parser.add_argument("--limit-s", type=float, default=PART_S, help="no arm starts after it")
     parser.add_argument("--device-in-name", action="store_true")
-    parser.add_argument("--trial", nargs=5, help=argparse.SUPPRESS)  # of several in processes
+    parser.add_argument("--trial", nargs=6, help=argparse.SUPPRESS)  # of several in processes
     args = parser.parse_args()
     results = Results(args.output, args.part, args.limit_s)
     with ExitStack() as stack:

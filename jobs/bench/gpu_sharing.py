@@ -82,8 +82,8 @@ def run_trials(shape: str, folder: Path, number: int, args: argparse.Namespace) 
     meeting = Path(tempfile.mkdtemp(dir=folder))
     script = str(Path(__file__).with_name("gpu.py"))
     command = [sys.executable, script, "sharing", *["--device-in-name"] * args.device_in_name]
-    command += ["--steps", str(args.steps), "--trial", shape, str(folder), str(meeting)]
-    processes = [subprocess.Popen([*command, str(number), str(rank)]) for rank in range(number)]
+    command += ["--trial", shape, str(folder), str(meeting), str(number), str(args.steps)]
+    processes = [subprocess.Popen([*command, str(rank)]) for rank in range(number)]
     try:
         wait_for(lambda: len(list(meeting.glob("ready-*"))) == number, processes)
         (meeting / "go").touch()

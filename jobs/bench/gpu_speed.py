@@ -114,7 +114,7 @@ def train(
     }
     if ceiling:
         result["mfu"] = tflops / ceiling
-    if is_profiled and torch.cuda.is_available():
+    if is_profiled and has_gpu():
         result |= profile(loop)
     return result | memory()
 
