@@ -130,7 +130,7 @@ def test_merging_changes_no_logit_and_plain_transformers_names_the_same_labels(
 
 
 @pytest.mark.parametrize(
-    ("stored", "precision", "dtype"),
+    ("base_type", "precision", "dtype"),
     [
         ("bfloat16", None, torch.bfloat16),
         ("float32", None, torch.float32),
@@ -138,10 +138,10 @@ def test_merging_changes_no_logit_and_plain_transformers_names_the_same_labels(
     ],
 )
 def test_an_export_has_the_type_of_its_base_unless_another_is_requested(
-    tmp_path: Path, stored: str, precision: Precision | None, dtype: torch.dtype
+    tmp_path: Path, base_type: str, precision: Precision | None, dtype: torch.dtype
 ) -> None:
     base = tiny.base(tmp_path, "llama")
-    settings = json.loads((base / "config.json").read_text()) | {"dtype": stored}
+    settings = json.loads((base / "config.json").read_text()) | {"dtype": base_type}
     (base / "config.json").write_text(json.dumps(settings))
     model = disturb(build(sources.resolve(str(base)), HEAD, ModelOptions(), LoraConfig()))
     tokens = [model.tokenizer(text)["input_ids"] for text in TEXTS]

@@ -116,8 +116,8 @@ def test_a_base_in_16_bits_is_counted_in_fp32_but_for_frozen_layers_on_a_gpu(
     assert on_cpu.weights == pytest.approx(4 * on_cpu.num_parameters, rel=0.05)
     assert on_cpu.weights - on_gpu.weights == pytest.approx(2 * on_cpu.num_linear, rel=0.01)
     assert on_cpu.peak - on_gpu.peak > 2 * on_cpu.num_linear, "autocast keeps no copies of them"
-    sharded = count(True, strategy="deepspeed", zero_stage=0)
-    assert sharded.weights == on_cpu.weights
+    deepspeed = count(True, strategy="deepspeed", zero_stage=0)
+    assert deepspeed.weights == on_cpu.weights
 
 
 @pytest.mark.parametrize(
