@@ -31,7 +31,7 @@ from medray.serving.service import (
     Inquiry,
     InquiryReply,
 )
-from medray.serving.shares import BOUNDS, NO_LABEL
+from medray.serving.shares import BOUNDS, tag_of
 from medray.tasks.base.route import (
     ExplainRequest,
     ExplainResponse,
@@ -145,7 +145,7 @@ class Ingress:
             seconds.observe(event.seconds, {"release": event.release, "version": version})
         for label in event.labels:
             self.labels.inc(
-                1, {"release": event.release, "version": version, "label": label or NO_LABEL}
+                1, {"release": event.release, "version": version, "label": tag_of(label)}
             )
         for confidence in event.confidences:
             self.confidence.observe(confidence, {"release": event.release, "version": version})

@@ -42,7 +42,7 @@ from medray.serving.service import (
     Start,
     TextPiece,
 )
-from medray.serving.shares import shares
+from medray.serving.shares import shares, tag_of
 from medray.serving.streams import LateError, OverloadedError, TooManyTokensError
 from medray.serving.text_model import TextModel
 from medray.serving.vllm import ReleaseGroup
@@ -141,7 +141,7 @@ class ReleaseReplica:
         )
         tags = {"release": release.name, "version": str(release.version)}
         for label, share in validation.labels.items():
-            self.validation_labels.set(share, tags | {"label": label})
+            self.validation_labels.set(share, tags | {"label": tag_of(label)})
         for bound, share in validation.confidence.items():
             self.validation_confidence.set(share, tags | {"at_most": bound})
 

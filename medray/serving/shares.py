@@ -22,6 +22,12 @@ def name_of(labels: Sequence[str]) -> str:
     return "|".join(labels) or NO_LABEL
 
 
+def tag_of(label: str) -> str:
+    """Return a label as the tag of a metric. Ray encodes tags as ASCII (2.60), so other letters are
+    escaped."""
+    return (label or NO_LABEL).encode("ascii", "backslashreplace").decode("ascii")
+
+
 def shares(predictions: Sequence[Prediction]) -> Shares:
     """Return the shares of calibrated predictions. They are empty if no prediction has a
     confidence, as for generated texts and mentions."""

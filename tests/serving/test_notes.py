@@ -4,6 +4,7 @@ import asyncio
 
 import numpy as np
 import pytest
+from ray.util.metrics import Gauge
 from starlette.testclient import TestClient
 from support import fake_service
 
@@ -14,7 +15,7 @@ from medray.serving.api import make_api
 from medray.serving.notes import TrainingTexts, far, unlike
 from medray.serving.schemas import Limits
 from medray.serving.service import Conversation
-from medray.serving.shares import Shares, shares
+from medray.serving.shares import Shares, shares, tag_of
 from medray.tasks.base.mention_task import ExtractRequest, ExtractResponse
 from medray.tasks.base.route import InputNote
 from medray.tasks.classification import ClassifyRequest, ClassifyResponse
@@ -187,6 +188,20 @@ def test_a_conversation_without_a_match_is_unchanged() -> None:
     conversation = Conversation((Message("user", "What is asthma?"),), Sampling(), None, whole=True)
     substitute = asyncio.run(guards.mask_conversation(conversation))
     assert (substitute.conversation, substitute.counts) == (conversation, {})
+
+
+def test_a_label_of_any_language_is_a_tag_that_rays_metrics_take() -> None:
+    gauge = Gauge("medray_test_of_tags", tag_keys=("label",))
+    with pytest.raises(UnicodeEncodeError):  # where this fails, Ray takes every label as it is
+        gauge.set(1.0, {"label": "bösartig"})
+    for label, tag in (
+        ("bösartig", "b\\xf6sartig"),
+        ("癌", "\\u764c"),
+        ("yes", "yes"),
+        ("", "none"),
+    ):
+        assert tag_of(label) == tag
+        gauge.set(1.0, {"label": tag})
 
 
 def test_validation_shares_are_of_labels_and_of_confidence_up_to_each_bound() -> None:
