@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from medray.config.environment import COMMIT_VARIABLE
-from medray.errors import ConfigError
+from medray.errors import ConfigError, TrialError
 from medray.errors.redaction import redact
 from medray.runtime.session_files import make_token, remove_old_sessions, sessions_folder
 from medray.storage import checkpoint
@@ -100,10 +100,11 @@ def start_cluster(
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     # Ctrl-C is medray's: Tune's handler would end the search as if it were done.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    if mode == "single":
-        _single(num_cpus)
-    else:
-        _join()
+    with exiting_on_sigterm():
+        if mode == "single":
+            _single(num_cpus)
+        else:
+            _join()
     try:
         # Ray's own handler, which is there from now on, would abort without cleaning up.
         with exiting_on_sigterm():
@@ -115,19 +116,21 @@ def start_cluster(
 @contextmanager
 def exiting_on_sigterm() -> Iterator[None]:
     """Exit with status 143 when SIGTERM arrives, which `ray job stop` and Kubernetes send."""
-    statuses: list[int] = []
+    signals: list[int] = []
 
     def end(number: int, frame: object) -> None:
-        statuses.append(128 + number)
+        signals.append(number)
         sys.exit(128 + number)
 
     try:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, end)
         yield
-    except SystemExit:
-        if statuses:  # Ray says 1 where the signal found it waiting
-            sys.exit(statuses[0])
+    except SystemExit as status:
+        # Ray says 1 where the signal found it waiting, and 15 where it found Ray's own handler.
+        if signals or status.code == signal.SIGTERM:
+            sys.exit(128 + signal.SIGTERM)
+        raise
         raise
 
 
@@ -257,6 +260,14 @@ def _single(num_cpus: int | None) -> None:
                 "worker_process_setup_hook": put_umask_back,
             },
         )
+    except Exception as err:
+        # A raylet waits 15 seconds for its agents, by a constant of its own (Ray 2.60, #65983).
+        if "timed out during startup" not in str(err):
+            raise
+        raise TrialError(
+            "Ray did not start in time, because this machine is too busy or its disk too slow; "
+            "run the command again when other programs leave it a core"
+        ) from None
     finally:
         os.umask(umask)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from medray.errors import ConfigError
+from medray.errors import ConfigError, TrialError
 from medray.runtime import cluster as runtime
 from medray.runtime.cluster import Cluster, start_cluster
 from medray.storage import files
@@ -30,6 +30,22 @@ def test_workers_know_the_dashboard_and_poll_often(cluster: Cluster) -> None:
     assert variables["RAY_API_SERVER_ADDRESS"] == cluster.dashboard
     assert variables["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "0.3"
     assert variables["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+def test_a_ray_that_a_busy_machine_starts_too_slowly_is_reported_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def time_out(**options: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen because")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", time_out)
+    with (
+        pytest.raises(TrialError, match=r"Ray did not start in time.* run the command again when"),
+        start_cluster("single"),
+    ):
+        pass
 
 
 @pytest.mark.ray
