@@ -1,17 +1,20 @@
 """`python tests/readme_images.py [RUN]`: write README's badges, and its leaderboard from a run.
 
-RUN is a finished run of jobs/studies/quickstart.yaml; the picture is a chart of its report."""
+RUN is a finished run of jobs/studies/quickstart.yaml; the picture is a chart of its report, wide
+and narrow, in the reader's light or dark mode."""
 
-import shutil
-import subprocess
 import sys
-import tempfile
 import tomllib
 from pathlib import Path
 
+from medray.reports import html_report
+from medray.reports.study_data import gather
+from medray.reports.svg import Drawing, standalone_css
+from medray.study.run import latest
+
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
-CHART = "leaderboard-test.svg"
+CHART = "leaderboard-test"
 
 
 def badges() -> dict[str, str]:
@@ -42,15 +45,29 @@ def badge(name: str, value: str, color: str) -> str:
     )
 
 
+def leaderboard(run: Path) -> dict[str, str]:
+    """Return the pictures of a run's leaderboard by file name."""
+    charts = html_report.compose(gather(latest(run))).charts()
+    chart = next(chart for chart in charts if chart.name == CHART)
+    assert chart.narrow
+    return {
+        "leaderboard.svg": with_dark_mode(chart.drawing),
+        "leaderboard-narrow.svg": with_dark_mode(chart.narrow),
+    }
+
+
+def with_dark_mode(drawing: Drawing) -> str:
+    dark = f"@media (prefers-color-scheme:dark){{{standalone_css(is_dark=True)}}}"
+    return drawing.svg(standalone=True).replace("</style>", f"{dark}</style>")
+
+
 def main(arguments: list[str]) -> int:
     IMAGES.mkdir(parents=True, exist_ok=True)
-    for name, text in badges().items():
-        (IMAGES / name).write_text(text, encoding="utf-8")
+    pictures = badges()
     for run in arguments:
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "medray.cli", "report", run, "--plots", folder]
-            subprocess.run(command, check=True, cwd=ROOT)
-            shutil.copyfile(Path(folder) / CHART, IMAGES / "leaderboard.svg")
+        pictures |= leaderboard(Path(run))
+    for name, text in pictures.items():
+        (IMAGES / name).write_text(text, encoding="utf-8")
     return 0
 
 

@@ -217,11 +217,11 @@ def page_css() -> str:
 
 
 @cache
-def standalone_css() -> str:
+def standalone_css(*, is_dark: bool = False) -> str:
     """Return the CSS of a standalone chart, with literal colors, which every SVG viewer
     supports."""
     css = _chart_css().replace("svg ", "")
-    for name, value in LIGHT.items():
+    for name, value in (DARK if is_dark else LIGHT).items():
         css = css.replace(f"var(--{name})", value)
     return css.replace("var(--font)", FONT)
 
