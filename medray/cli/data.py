@@ -61,7 +61,7 @@ def init(
     )
     study = first_study.first_study(sketch, output, positive)
     if not files.create(Path(output), study.encode("utf-8")):
-        raise ConfigError(f"{output}: exists already; choose another --output")
+        raise ConfigError(f"{output}: exists already; remove it, or choose another --output")
     median, most, longest = sketch.num_tokens
     document = {
         "study": output,

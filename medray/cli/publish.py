@@ -8,7 +8,7 @@ import typer
 from medray.cli.arguments import Storage
 from medray.cli.output import Json, Output, Quiet
 from medray.config.load import load_study
-from medray.errors import ConfigError, UsageError
+from medray.errors import ConfigError, UsageError, nearest_file
 
 if TYPE_CHECKING:
     from medray.registry.registry import Registry
@@ -95,7 +95,7 @@ def _system_prompt(system: str | None, system_file: Path | None) -> str | None:
     if system is not None:
         raise UsageError("--system and --system-file: give one of the two")
     if not system_file.is_file():
-        raise ConfigError(f"--system-file {system_file}: no such file; name an existing one")
+        raise ConfigError(f"--system-file {system_file}: no such file{nearest_file(system_file)}")
     return system_file.read_text(encoding="utf-8").strip()
 
 

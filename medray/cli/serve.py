@@ -38,9 +38,9 @@ _MAX_REPLICAS = 8  # by default: each holds its model in memory
 @app.command()
 def serve(
     references: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(help="releases: name@alias follows the alias, name@version stays"),
-    ],
+    ] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="port of the HTTP service")] = 8000,
     host: Annotated[
         str,
@@ -90,6 +90,8 @@ def serve(
     from medray.serving.schemas import AppOptions
     from medray.storage import files
 
+    if not references:
+        raise UsageError(_choices(storage_path))
     out = Output.start(False, quiet)
     cores = len(os.sched_getaffinity(0))
     share = max(1, cores // len(references))
@@ -113,14 +115,12 @@ def serve(
     options = validate(AppOptions, raw, where="medray serve")
     from medray.serving.app import first_path, serving
 
-    stop = threading.Event()
     num_cpus = max(cores, math.ceil(options.cpus * replicas * len(references)))
     print(f"starting Ray and loading {', '.join(references)}", flush=True)
     with serving(
         options, host=host, port=port, prefix="/" + prefix.strip("/"), num_cpus=num_cpus
     ) as url:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda number, frame: stop.set())
+        stop = _stop_at_signals()
         path = first_path(references, options.storage_path)
         out.result(
             None,
@@ -129,6 +129,36 @@ def serve(
         )
         stop.wait()
         print("stopping", flush=True)
+
+
+def _stop_at_signals() -> threading.Event:
+    """Return an event that Ctrl-C or SIGTERM sets."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: stop.set())
+    return stop
+
+
+def _choices(storage_path: str) -> str:
+    """Return what to do where no release is named: the releases that exist, by alias if they have
+    one."""
+    from medray.registry.registry import Registry
+
+    registry = Registry(storage_path)
+    references = [
+        f"{name}@{target}"
+        for name in registry.names()
+        for target in registry.alias_names(name) or registry.versions(name)[-1:]
+    ]
+    if not references:
+        return (
+            f"name a release, such as cancer@best; {registry.store.uri} has none: medray study "
+            "publishes one, or give another --storage-path"
+        )
+    return (
+        f"name a release, such as {references[0]}; {registry.store.uri} has "
+        f"{', '.join(references[:20])}"
+    )
 
 
 def _num_replicas(num_releases: int, most: int, gpus: float | None) -> int:

@@ -66,7 +66,8 @@ def study(
     print(f"run: {run.folder}", flush=True)
     outcome = search(config, run, retry_failed)
     page = run.folder / REPORT
-    out.result(_document(outcome, page), *_lines(outcome, out), f"report: {page}")
+    lines = [f"report: {page}", *_release_lines(config, outcome)]
+    out.result(_document(outcome, page), *_lines(outcome, out), *lines)
     reports.to_mlflow(config, run, outcome.release)
     if outcome.refusal:
         raise GateError(outcome.refusal)
@@ -102,10 +103,25 @@ def _lines(outcome: "Outcome", out: Output) -> list[str]:
         f"leaderboard: {outcome.run.folder / 'leaderboard.md'}",
         f"checkpoint: {board.best.checkpoint}",
     ]
-    if outcome.release:
-        store = outcome.release.registry.store.uri
-        lines.append(f"published: {outcome.release.reference} in {store}")
-        lines.append(f"next: medray serve {outcome.release.reference}")
+    return lines
+
+
+def _release_lines(config: StudyConfig, outcome: "Outcome") -> list[str]:
+    """Return where the winner is published, how to serve it, and which version its alias left."""
+    if not outcome.release or not config.publish:
+        return []
+    release, alias = outcome.release, config.publish.alias
+    name, version = release.record.name, release.record.version
+    lines = [
+        f"published: {release.reference} in {release.registry.store.uri}",
+        f"next: medray serve {release.reference}",
+    ]
+    versions = [move.version for move in release.registry.history(name, alias)]
+    if versions[-1:] == [version] and len(versions) > 1:
+        lines.append(
+            f"{name}@{alias} moved from version {versions[-2]} to {version}; medray rollback "
+            f"{name} {alias} --no-wait moves it back"
+        )
     return lines
 
 

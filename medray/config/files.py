@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from medray.errors import ConfigError
+from medray.errors import ConfigError, nearest_file
 
 _MOST_BYTES = 256 << 10  # of a file or a value, which takes seconds to read
 _MOST_NODES = 50_000  # keys and values, each counted as often as it is referred to
@@ -43,7 +43,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"{path}:",
         )
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
+        raise ConfigError(f"{path}: no such file{nearest_file(path)}") from None
     except (OSError, UnicodeDecodeError) as err:
         raise ConfigError(f"{path}: cannot be read: {err}") from None
     if not isinstance(raw, dict):

@@ -3,7 +3,7 @@
 Names decide before contents. Where neither decides, an error lists the columns, because a wrong
 guess would give wrong results."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def column_options(
         roles |= set(options["text"])
         free = {name: values for name, values in columns.items() if name not in roles}
         options["label"] = hints.label or _label_column(free)
-    _check_clear(path, columns, fields, options)
+    _check_clear(path, columns, options)
     separator = _label_separator(columns, options, kind, layout.options.get("delimiter"))
     if options.get("label") and not separator and not hints.drop_unlabelled:
         _check_labels(path, columns[options["label"]])
@@ -92,17 +92,13 @@ def _from_hints(
     return options
 
 
-def _check_clear(
-    path: Path, columns: ColumnValues, fields: Mapping[str, Any], options: Mapping[str, Any]
-) -> None:
+def _check_clear(path: Path, columns: ColumnValues, options: Mapping[str, Any]) -> None:
     missing = [option for option in ("text", "label") if option in options and not options[option]]
     if missing:
-        flags = [
-            f"--{option}-column COLUMN" for option in ("text", "label", "id") if option in fields
-        ]
+        flags = [f"--{option}-column COLUMN" for option in missing]
         raise ConfigError(
-            f"{path}: which column is the {' and which is the '.join(missing)} is not clear; the "
-            f"columns are {join_names(columns)}: name them with {', '.join(flags)}"
+            f"{path}: which column is the {' and which is the '.join(missing)} is not clear; add "
+            f"{' and '.join(flags)}; the columns are {join_names(columns)}"
         )
 
 
@@ -113,7 +109,7 @@ def _check_labels(path: Path, values: Sequence[Any]) -> None:
     if num_empty:
         raise DataError(
             f"{path}: {num_empty} of {len(values)} rows have no label; fill them in, or leave "
-            "them out by --drop-unlabelled"
+            f"them out by --drop-unlabelled, which keeps {len(values) - num_empty} rows"
         )
 
 
@@ -128,7 +124,7 @@ def prediction_columns(columns: ColumnValues) -> Hints:
     return Hints(tuple(texts), id=row_id if is_id else None)
 
 
-def find_name(columns: ColumnValues, names: Sequence[str]) -> str | None:
+def find_name(columns: Iterable[str], names: Sequence[str]) -> str | None:
     """Return the column with the first of these names, in any spelling, or None."""
     by_spelling = {spelling(name): name for name in reversed(list(columns))}
     return next((by_spelling[name] for name in names if name in by_spelling), None)
@@ -171,11 +167,13 @@ def _label_column(columns: ColumnValues) -> str | None:
 
 
 def _is_repetitive(values: Sequence[Any]) -> bool:
-    """Return whether the values are a few texts, or lists of them, that repeat like classes."""
+    """Return whether the values are a few texts, or lists of them, that repeat like classes. Up to
+    half of them may be blank: rows without a label."""
     parts = [part for value in values for part in (value if isinstance(value, list) else [value])]
-    if not parts or not all(isinstance(part, str) and part.strip() for part in parts):
+    labels = [part for part in parts if part is not None and part != ""]
+    if len(labels) < len(parts) / 2 or not all(isinstance(p, str) and p.strip() for p in labels):
         return False
-    return 2 <= len(set(parts)) <= min(_MAX_LABELS, len(values) / 2)
+    return 2 <= len(set(labels)) <= min(_MAX_LABELS, len(labels) / 2)
 
 
 def _label_separator(

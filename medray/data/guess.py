@@ -15,12 +15,13 @@ from medray.data.audit import alike_labels
 from medray.data.columns import Hints, column_options, find_name, join_names
 from medray.data.formats.base.protocol import Layout, find_format, is_left_out, read
 from medray.data.split import GIVEN_NAMES
-from medray.errors import ConfigError, DataError
+from medray.errors import ConfigError, DataError, nearest_file
 from medray.text.dialect import (
     ANSWER_NAMES,
     CONTEXT_NAMES,
     ENCODINGS,
     ID_NAMES,
+    LABEL_NAMES,
     QUESTION_NAMES,
     SAVE_AS_CSV,
     is_encoding,
@@ -84,7 +85,7 @@ def sketch(place: str, hints: Hints) -> Sketch:
     """Guess the format and options of a data set, read it and return its figures."""
     path = Path(place)
     if not path.exists():
-        raise DataError(f"{path}: there is no such file or folder")
+        raise DataError(f"{path}: there is no such file or folder{nearest_file(path)}")
     if path.is_file() and is_spreadsheet(path.name):
         raise DataError(f"{path}: {SAVE_AS_CSV}")
     if hints.encoding is not None and not is_encoding(hints.encoding):
@@ -124,7 +125,9 @@ def sketch(place: str, hints: Hints) -> Sketch:
         has_questions=all(example.questions for example in examples),
         has_split=sides >= {"train", "test"} and None not in sides,
         num_tokens=(median, most, longest),
-        notes=layout.notes + _notes(layout, options, labels, len(rows) - len(examples)),
+        notes=layout.notes
+        + _guess_of_label(layout, options, hints)
+        + _notes(layout, options, labels, len(rows) - len(examples)),
         data=layout.data,
     )
 
@@ -196,6 +199,16 @@ def _in_words(values: Sequence[Any]) -> bool:
     return (
         all(isinstance(value, str | None) for value in values)
         and len({value for value in values if value}) > len(values) / 2
+    )
+
+
+def _guess_of_label(layout: Layout, options: PluginOptions, hints: Hints) -> tuple[str, ...]:
+    """Return a note where only the contents of a column made it the label."""
+    label = getattr(options, "label", None)
+    if not label or hints.label or "label" in layout.options or find_name([label], LABEL_NAMES):
+        return ()
+    return (
+        f"{label!r} is read as the label because its values repeat; --label-column names another",
     )
 
 

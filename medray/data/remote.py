@@ -78,7 +78,9 @@ def _from_bucket(uri: str, address: str) -> Path:
         (info for info in below if info.type == pa.fs.FileType.File), key=lambda info: info.path
     )
     if not files:
-        raise DataError(f"{address}: there is no such file or folder, or the folder is empty")
+        raise DataError(
+            f"{address}: there is no such file or folder, or the folder is empty; correct it"
+        )
     folder = _folder(
         redact(uri.rstrip("/")), *(f"{info.path} {info.size} {info.mtime_ns}" for info in files)
     )

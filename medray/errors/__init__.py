@@ -3,7 +3,10 @@ alone."""
 
 import difflib
 from collections.abc import Iterable
+from contextlib import suppress
 from itertools import islice
+from os import PathLike
+from pathlib import Path
 from typing import ClassVar
 
 from medray.errors.redaction import redact
@@ -99,3 +102,16 @@ def nearest(name: object, names: Iterable[str]) -> str:
         str(name)[:_LONGEST_NAME], islice(names, _MOST_NAMES), n=1, cutoff=0.6
     )
     return f"; did you mean {matches[0]!r:.{_LONGEST_NAME}}?" if matches else ""
+
+
+def nearest_file(path: str | PathLike[str]) -> str:
+    """Return what to do about a path where no file is: `; did you mean …?`, or where it leads."""
+    place = Path(path)
+    with suppress(OSError):
+        if not place.parent.is_dir():
+            return f"; there is no folder {place.parent}, so correct the path"
+        names = [each.name for each in islice(place.parent.iterdir(), _MOST_NAMES)]
+        if matches := difflib.get_close_matches(place.name, names, n=1, cutoff=0.6):
+            return f"; did you mean {place.parent / matches[0]}?"
+    start = "" if place.is_absolute() else f", which begins at {Path.cwd()}"
+    return f"; correct the path{start}"

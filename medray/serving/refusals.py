@@ -121,6 +121,10 @@ async def on_invalid_body(request: Request, err: Exception) -> Response:
         message = str(item["msg"]).removeprefix("Value error, ")
         if item["type"] == "json_invalid":
             message, item["loc"] = "the body is not valid JSON", ()
+        if item["type"] == "model_attributes_type" and len(item["loc"]) == 1:
+            message = _not_an_object(request)
+        if item["type"] == "extra_forbidden":
+            message = "is not a field of this request; /docs lists its fields"
         if item["type"] == "union_tag_invalid":  # pydantic's message repeats the type
             message = f"type: Input should be {item['ctx']['expected_tags']}"
         loc = tuple(part for part in item["loc"][1:] if isinstance(part, int) or is_parameter(part))
@@ -141,6 +145,14 @@ async def on_invalid_body(request: Request, err: Exception) -> Response:
         return error_response(refusal)
     in_body = (one.model_copy(update={"loc": ("body", *one.loc)}) for one in places)
     return detail_response(refusal, tuple(in_body))
+
+
+def _not_an_object(request: Request) -> str:
+    """Return what is wrong with a body that is no JSON object, or that was not read as JSON."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json" or kind.endswith("+json"):
+        return "is not a JSON object; send an object with the fields that /docs lists"
+    return "is not sent as JSON; add -H 'content-type: application/json'"
 
 
 async def on_http_exception(request: Request, err: Exception) -> Response:

@@ -271,7 +271,7 @@ def fetch(uri: str) -> Path:
     remote, root = pyarrow.fs.FileSystem.from_uri(uri)
     kind = remote.get_file_info(root).type
     if kind == pyarrow.fs.FileType.NotFound:
-        raise ArtifactError(f"{uri}: there is no such file or folder")
+        raise ArtifactError(f"{uri}: there is no such file or folder; correct the address")
     target = environment.cache_dir() / "fetched" / hash_text([uri])[:32]
     place = target / Path(root).name
     if not target.is_dir():

@@ -17,7 +17,7 @@ from medray.config.study import BaseModelConfig, StudyConfig
 from medray.config.trial import TrialConfig
 from medray.data import dataset as datasets
 from medray.data.formats.base import protocol as formats
-from medray.errors import ArtifactError, ConfigError, MedrayError, redaction
+from medray.errors import ArtifactError, ConfigError, MedrayError, nearest_file, redaction
 from medray.models import quantization, sources
 from medray.models.architecture import check_targets, num_adapter_weights
 from medray.storage import files
@@ -37,28 +37,37 @@ _MINIMUM_BYTES = 50_000_000  # predictions, curves, logs, prepared rows
 def check(study: StudyConfig, *, resume: bool = False, with_data: bool = False) -> None:
     """Raise one ConfigError that lists each mistake. `with_data` also reads the rows, as the start
     of a study does."""
-    mistakes = [*formats.check(study.data.format), *_storage(study), *_references(study)]
+    mistakes = _inputs(study)
+    if with_data and not mistakes:
+        mistakes = _data(study)
+    mistakes += [*_storage(study), *_references(study)]
     mistakes += [] if resume else guesses.check(study)
-    try:
-        tasks.task_options(study.task).samples()
-    except ConfigError as err:
-        mistakes.append(str(err))
-    if (path := study.data.corrections) and not Path(path).is_file():
-        mistakes.append(f"data.corrections: there is no file {path}; correct the path")
     if study.mlflow and util.find_spec("mlflow") is None:
         mistakes.append(
             "mlflow: MLflow is not installed; pip install 'medray[mlflow]', or remove the section"
         )
     for base in study.base_models:
         mistakes += [f"base model {base.source}: {sentence}" for sentence in _base(study, base)]
-    if not mistakes:  # the disk check needs a valid study
-        mistakes = [*_disk(study, resume), *(_data(study) if with_data else [])]
+    if not mistakes:  # it needs a valid study
+        mistakes = _disk(study, resume)
     if mistakes:
         lines = "\n".join(f"  {sentence}" for sentence in mistakes)
         raise ConfigError(
             f"study {study.name}, {len(mistakes)} "
             f"mistake{'s' if len(mistakes) > 1 else ''}:\n{lines}"
         )
+
+
+def _inputs(study: StudyConfig) -> list[str]:
+    """Return mistakes about the files that a study reads."""
+    mistakes = list(formats.check(study.data.format))
+    try:
+        tasks.task_options(study.task).samples()
+    except ConfigError as err:
+        mistakes.append(str(err))
+    if (path := study.data.corrections) and not Path(path).is_file():
+        mistakes.append(f"data.corrections: {path}: no such file{nearest_file(path)}")
+    return mistakes
 
 
 def _references(study: StudyConfig) -> list[str]:

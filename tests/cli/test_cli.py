@@ -94,7 +94,8 @@ def test_a_missing_study_in_a_job_is_reported_with_what_ray_does_not_send(
     tmp_path, monkeypatch, capsys
 ):
     assert cli.main(["study", str(tmp_path / "none.yaml"), "--dry-run"]) == 1
-    assert capsys.readouterr().err == f"medray: {tmp_path}/none.yaml: no such file\n"
+    message = f"medray: {tmp_path}/none.yaml: no such file; correct the path\n"
+    assert capsys.readouterr().err == message
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     assert cli.main(["study", str(tmp_path / "none.yaml"), "--dry-run"]) == 1
     assert (
@@ -203,9 +204,15 @@ def test_a_winner_that_is_worse_than_a_baseline_is_withheld_with_exit_status_3(
         "better on validation rows"
     ) in result.stderr
     assert "published:" not in result.stdout
+    earlier = ("publish", "runs/tiny", "lymphoma", "--alias", "best", "--abstain-precision", "0.5")
+    assert medray(*earlier).returncode == 0
     override = medray(*command, "publish={name: lymphoma, allow_worse: true}")
     assert override.returncode == 0, override.stderr
-    assert "published: lymphoma@1" in override.stdout
+    assert "published: lymphoma@2" in override.stdout
+    assert override.stdout.splitlines()[-1] == (
+        "lymphoma@best moved from version 1 to 2; medray rollback lymphoma best --no-wait moves it "
+        "back"
+    )
 
 
 @pytest.mark.ray
@@ -275,6 +282,17 @@ def test_dry_run_prints_the_resolved_configuration_and_trains_nothing(
     assert result.returncode == 0
     assert yaml.safe_load(result.stdout)["lora"]["r"] == 4
     assert not (tmp_path / "runs").exists()
+
+
+def test_dry_run_lists_mistakes_of_data_base_models_and_storage_at_once(
+    medray: Command, study: Path, tmp_path: Path
+) -> None:
+    wrong = ("task.positive_label=tumor", "base_models=[{source: /none}]")
+    result = medray("study", "study.yaml", *wrong, "--dry-run")
+    assert result.returncode == 1
+    assert "study tiny, 2 mistakes:" in result.stderr
+    assert "tumor" in result.stderr
+    assert "base model /none: /none: this folder does not exist" in result.stderr
 
 
 def test_dry_run_reads_the_data(medray: Command, tmp_path: Path) -> None:

@@ -43,10 +43,7 @@ def test_columns_and_the_file_are_named_by_options(
     rows = [f"{number};first {number};second {number};{'abc'[number % 3]}" for number in range(30)]
     Path("rows.csv").write_text("\n".join(["n;one;two;three", *rows]))
     assert cli.main(["init", "rows.csv"]) == 1
-    assert (
-        "the columns are n, one, two, three: name them with --text-column"
-        in capsys.readouterr().err
-    )
+    assert "add --text-column COLUMN; the columns are n, one, two, three" in capsys.readouterr().err
     command = [
         "init",
         "rows.csv",

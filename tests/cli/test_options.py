@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,20 @@ def commands(group: Any, *path: str) -> Iterator[tuple[str, Any]]:
             yield from commands(command, *path, name)
         else:
             yield " ".join((*path, name)), command
+
+
+def test_serve_without_a_reference_lists_the_releases_that_exist(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["serve", "--storage-path", str(tmp_path)]) == 2
+    assert "name a release, such as cancer@best; " in capsys.readouterr().err
+    for record in ("notes/1.json", "notes/aliases/best/1.json", "triage/1.json"):
+        path = tmp_path / "releases" / record
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert cli.main(["serve", "--storage-path", str(tmp_path)]) == 2
+    message = f"name a release, such as notes@best; {tmp_path} has notes@best, triage@1"
+    assert capsys.readouterr().err == f"medray: {message}\n"
 
 
 def test_an_option_takes_a_value_of_one_kind_in_every_command() -> None:

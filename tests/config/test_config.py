@@ -14,7 +14,7 @@ from medray import plugins
 from medray.config.familiar import FAMILIAR
 from medray.config.load import dump_settings, load_study, plugin_options
 from medray.config.study import StudyConfig
-from medray.errors import ConfigError, DataError, suggest
+from medray.errors import ConfigError, DataError, nearest_file, suggest
 
 STUDY = """
 name: study
@@ -358,6 +358,17 @@ def test_a_wrong_name_is_answered_with_what_is_allowed():
     assert suggest("f1", []) == "nothing is allowed here"
     assert suggest("zzz", ["b", "a"]) == "allowed: a, b"
     assert suggest("x", [f"n{n:02}" for n in range(25)]).endswith("n19 and 5 more")
+
+
+def test_a_missing_file_is_answered_with_the_nearest_one_or_the_folder_that_is_missing(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "notes.csv").touch()
+    monkeypatch.chdir(tmp_path)
+    assert nearest_file("note.csv") == "; did you mean notes.csv?"
+    assert nearest_file(tmp_path / "nots.csv") == f"; did you mean {tmp_path}/notes.csv?"
+    assert nearest_file("x") == f"; correct the path, which begins at {tmp_path}"
+    assert nearest_file("data/x") == "; there is no folder data, so correct the path"
 
 
 def test_reading_a_configuration_or_data_or_figures_imports_no_torch():

@@ -99,5 +99,5 @@ def test_a_missing_file_of_corrections_is_refused(tmp_path: Path) -> None:
         "corrections": "missing.csv",
     }
     load(tmp_path)
-    with pytest.raises(DataError, match=r"missing\.csv: there is no such file"):
+    with pytest.raises(DataError, match=r"missing\.csv: no such file; correct the path"):
         dataset.load(DataConfig.model_validate(raw))

@@ -283,8 +283,8 @@ def test_raw_abstracts_refuses_what_its_layout_cannot_hold(tmp_path: Path) -> No
 def test_check_tells_mistakes_without_reading_everything(tmp_path: Path) -> None:
     for name, wrong in (
         ("raw_abstracts", "no such folder"),
-        ("delimited", "there is no file"),
-        ("jsonl", "there is no file"),
+        ("delimited", "no such file"),
+        ("jsonl", "no such file"),
     ):
         (sentence,) = plugins.find("data.formats", name).check(options(name, tmp_path / "missing"))
         assert wrong in sentence

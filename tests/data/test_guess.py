@@ -227,8 +227,8 @@ def test_a_folder_per_class_with_another_key_is_read_by_it(tmp_path: Path) -> No
     with pytest.raises(
         ConfigError,
         match=(
-            r"which column is the text is not clear; the columns are First, Second: .* "
-            r"--text-column COLUMN$"
+            r"which column is the text is not clear; add --text-column COLUMN; the columns are "
+            "First, Second$"
         ),
     ):
         sketch(str(raw(tmp_path / "other", ["First", "Second"])), Hints())
@@ -355,6 +355,19 @@ def test_of_two_columns_with_a_name_for_labels_none_is_guessed_unless_one_is_cal
     )
 
 
+def test_a_column_of_labels_with_blanks_is_recognized(tmp_path: Path) -> None:
+    rows = [[body(number), TOPICS[number % 3] if number % 5 else ""] for number in range(30)]
+    path = str(table(tmp_path / "blank.csv", ["Befund", "Gruppe"], rows))
+    with pytest.raises(DataError, match=r"6 of 30 rows have no label; .* keeps 24 rows"):
+        sketch(path, Hints())
+    result = sketch(path, Hints(drop_unlabelled=True))
+    assert (options(result)["label"], result.num_rows) == ("Gruppe", 24)
+    assert result.notes == (
+        "'Gruppe' is read as the label because its values repeat; --label-column names another",
+        "6 rows without a label are left out",
+    )
+
+
 UNCLEAR = ["a", "b", "c", "d"]
 
 
@@ -364,15 +377,15 @@ UNCLEAR = ["a", "b", "c", "d"]
         (
             Hints(),
             (
-                "which column is the text and which is the label is not clear; the columns are a, "
-                "b, c, d: name them with --text-column"
+                "which column is the text and which is the label is not clear; add --text-column "
+                "COLUMN and --label-column COLUMN; the columns are a, b, c, d$"
             ),
         ),
         (
             Hints(text=("a",)),
             (
-                "which column is the label is not clear; the columns are a, b, c, d: .*"
-                "--label-column COLUMN, --id-column COLUMN"
+                "which column is the label is not clear; add --label-column COLUMN; the columns "
+                "are a, b, c, d$"
             ),
         ),
         (Hints(label="c"), "which column is the text is not clear"),
@@ -420,7 +433,8 @@ def test_unclear_columns_are_an_error_that_lists_them(
             "rows.csv",
             "text,label\n"
             + "".join(f"words {number},{'a' * (number % 2)}\n" for number in range(9)),
-            "5 of 9 rows have no label; fill them in, or leave them out by --drop-unlabelled",
+            "5 of 9 rows have no label; fill them in, or leave them out by --drop-unlabelled, "
+            "which keeps 4 rows",
         ),
     ],
 )

@@ -92,7 +92,8 @@ NOTES = {
         (
             "the first line is read as a row, since it names no columns; data.format.columns can "
             "name them"
-        )
+        ),
+        "'column_3' is read as the label because its values repeat; --label-column names another",
     ],
     "same_id_twice.csv": [
         (

@@ -179,4 +179,6 @@ def test_a_missing_file_of_corrections_is_named_before_anything_starts(
         main(["study", str(tmp_path / "study.yaml"), "data.corrections=missing.csv", "--dry-run"])
         == 1
     )
-    assert "data.corrections: there is no file missing.csv" in capsys.readouterr().err
+    assert (
+        "data.corrections: missing.csv: no such file; correct the path" in capsys.readouterr().err
+    )

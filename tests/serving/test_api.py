@@ -227,21 +227,31 @@ def test_the_model_field_names_the_release(model: str, reference: str) -> None:
         ),
         ({"text": "a", "model": "cancr@best"}, 404, "unknown_model", "did you mean 'cancer@best'"),
         ({"text": "a", "inputs": ["b"]}, 422, "invalid_request", "exactly one of text and inputs"),
-        ({}, 422, "invalid_request", "exactly one of text and inputs"),
+        ({}, 422, "invalid_request", 'body: has no text; send it as {"text": "..."}'),
+        ({"report": "a"}, 422, "invalid_request", 'body: has no text; send it as {"text": "..."}'),
         ({"text": ""}, 422, "invalid_request", "text"),
         ({"text": 5}, 422, "invalid_request", "text"),
-        ({"txt": "a"}, 422, "invalid_request", "txt"),
+        ({"text": "a", "n": 1}, 422, "invalid_request", "n: is not a field of this request"),
+        (["a"], 422, "invalid_request", "body: is not a JSON object"),
         ({"inputs": ["a"] * 9, "model": "cancer@best"}, 413, "too_many_inputs", "at most 8"),
     ],
 )
 def test_a_wrong_request_gets_one_clear_sentence(
-    body: dict[str, Any], status: int, kind: str, part: str
+    body: Any, status: int, kind: str, part: str
 ) -> None:
     answer = client(Service("cancer@best", "cancer@next"), inputs=8).post("/v1/classify", json=body)
     assert answer.status_code == status
     error = answer.json()["error"]
     assert error["type"] == kind
     assert part in error["message"]
+
+
+def test_a_body_that_is_not_sent_as_json_gets_the_header_that_is_missing() -> None:
+    headers = {"content-type": "application/x-www-form-urlencoded"}  # curl -d sends it
+    answer = client(Service()).post("/classify", content=b'{"text": "a"}', headers=headers)
+    assert answer.status_code == 422
+    message = answer.json()["error"]["message"]
+    assert message == "body: is not sent as JSON; add -H 'content-type: application/json'"
 
 
 def test_no_error_repeats_what_was_sent(caplog: pytest.LogCaptureFixture) -> None:

@@ -157,8 +157,8 @@ def write(examples: Iterable[Example], options: Options) -> None:
 
 def check(options: Options) -> list[str]:
     wrong = missing_file(options.path)
-    if options.ground_truth and not Path(options.ground_truth).is_file():
-        wrong.append(f"data.format.ground_truth: there is no file {options.ground_truth}")
+    if options.ground_truth:
+        wrong += missing_file(options.ground_truth, "ground_truth")
     return wrong or first_problem(
         read(options),
         f"{options.path}: no row has one of the labels {', '.join(options.labels)}",

@@ -99,8 +99,8 @@ def write(examples: Iterable[Example], options: Options) -> None:
 
 def check(options: Options) -> list[str]:
     wrong = missing_file(options.path)
-    if options.question_file and not Path(options.question_file).is_file():
-        wrong.append(f"data.format.question_file: there is no file {options.question_file}")
+    if options.question_file:
+        wrong += missing_file(options.question_file, "question_file")
     return wrong or first_problem(read(options), f"{options.path}: has no rows")
 
 

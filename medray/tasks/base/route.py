@@ -42,6 +42,14 @@ class TextRequest(RequestBody):
         None, description="the release to use; optional if one release is served"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _has_text(cls, raw: Any) -> Any:
+        is_short = isinstance(raw, dict) and len(raw) <= _MOST_KEYS
+        if is_short and not raw.keys() & {"text", "inputs"}:
+            raise ValueError('has no text; send it as {"text": "..."}, or several as "inputs"')
+        return raw
+
     @model_validator(mode="after")
     def _one(self) -> Self:
         if (self.text is None) == (self.inputs is None):

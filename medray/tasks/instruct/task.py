@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from medray.errors import ConfigError, DataError
+from medray.errors import ConfigError, DataError, nearest_file
 from medray.evaluation import text_calibration
 from medray.evaluation.bootstrap import Tallies
 from medray.evaluation.metrics import Metrics
@@ -151,7 +151,7 @@ class Options(TaskOptions):
             return []
         path = Path(self.sample_prompts)
         if not path.is_file():
-            raise ConfigError(f"task.sample_prompts: file {path} does not exist; correct the path")
+            raise ConfigError(f"task.sample_prompts: {path}: no such file{nearest_file(path)}")
         lines = filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines()))
         return [Example(f"sample-{number}", line) for number, line in enumerate(lines, start=1)]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medray.data.formats.base.protocol import Layout
-from medray.errors import DataError, suggest
+from medray.errors import DataError, nearest_file, suggest
 from medray.storage import files
 from medray.text import dialect
 from medray.text.csv_text import MOST_CHARACTERS, CsvRow, read_rows
@@ -63,7 +63,7 @@ def lines(
             f"{path}:{_undecodable(path, name, newline, most)}{_remedy(path, encoding)}"
         ) from None
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise DataError(f"{path}: there is no such file") from None
+        raise DataError(f"{path}: no such file{nearest_file(path)}") from None
 
 
 def _undecodable(path: Path, encoding: str, newline: str, most: int) -> str:
@@ -245,8 +245,10 @@ def holds_mentions(rows: Iterable[Mapping[str, Any]]) -> bool:
     )
 
 
-def missing_file(path: str) -> list[str]:
-    return [] if Path(path).is_file() else [f"data.format.path: there is no file {path}"]
+def missing_file(path: str, option: str = "path") -> list[str]:
+    if Path(path).is_file():
+        return []
+    return [f"data.format.{option}: {path}: no such file{nearest_file(path)}"]
 
 
 def first_problem(rows: Iterator[Example], nothing: str) -> list[str]:
