@@ -6,7 +6,7 @@ import prose
 import pytest
 
 # Wide lines are commands, headings and generated lists.
-BOUNDS = {"pages": 0, "docstrings": 0, "wide lines": 12}
+BOUNDS = {"pages": 0, "docstrings": 0, "wide lines": 16}
 
 
 def paths_of_code() -> list[Path]:
