@@ -1,5 +1,5 @@
-"""Measures serving speed on one machine in one run: Flask with transformers' pipeline, the bare
-model loop, and medray.
+"""Measures serving speed on one machine in one run: transformers' pipeline in gunicorn and in
+LitServe, the bare model loop, and medray.
 
 1, 8 and 32 clients send requests in a closed loop: each waits for its answer. CPU seconds include
 all processes of the server; the clients use the same cores. `--data` takes a folder in the raw
@@ -8,11 +8,11 @@ layout.
 Each round measures the loop and every arm once. Figures are medians of the rounds, and ratios are
 taken within a round.
 
-Three arms are medray: `medray serve` as it is (it selects the faster of fp32 and bf16), in bf16,
-and behind HAProxy. Serve starts HAProxy instead of its own proxy if RAY_SERVE_ENABLE_HA_PROXY is
-set."""
+Two arms are medray: `medray serve` as it is, and behind Serve's own proxy. The other arms run in a
+fixed precision; LitServe is left out where it is not installed."""
 
 import argparse
+import importlib.util
 import itertools
 import json
 import os
@@ -58,8 +58,7 @@ class Round:
 
 
 def flask_app() -> Any:
-    """Return the tutorial server, a pipeline behind a route. gunicorn loads it as
-    `serve:flask_app()`."""
+    """Return a tutorial's server, a pipeline behind a route, which gunicorn loads."""
     import torch
     from flask import Flask, jsonify, request
     from transformers import pipeline
@@ -278,8 +277,7 @@ def serve_command(folder: Path, port: int) -> list[str]:
 
 def arms(folder: Path, port: int, cores: int) -> dict[str, tuple[list[str], dict[str, str]]]:
     here = Path(__file__)
-    model = {"BENCH_MODEL": str(folder / "merged"), "BENCH_PORT": str(port)}
-    flask = [sys.executable, str(here), "--flask"]
+    model = {"BENCH_MODEL": str(folder / "merged"), "BENCH_PORT": str(port), "BENCH_THREADS": "1"}
     gunicorn = [
         sys.executable,
         "-m",
@@ -293,15 +291,12 @@ def arms(folder: Path, port: int, cores: int) -> dict[str, tuple[list[str], dict
         "serve:flask_app()",
     ]
     ours = serve_command(folder, port)
-    every, one = {"BENCH_THREADS": str(cores)}, {"BENCH_THREADS": "1"}
     return {
-        "Flask threaded fp32": (flask, model | every | {"BENCH_DTYPE": "float32"}),
-        "gunicorn fp32": (gunicorn, model | one | {"BENCH_DTYPE": "float32"}),
-        "Flask threaded bf16": (flask, model | every | {"BENCH_DTYPE": "bfloat16"}),
-        "gunicorn bf16": (gunicorn, model | one | {"BENCH_DTYPE": "bfloat16"}),
+        "gunicorn fp32": (gunicorn, model | {"BENCH_DTYPE": "float32"}),
+        "gunicorn bf16": (gunicorn, model | {"BENCH_DTYPE": "bfloat16"}),
+        "LitServe bf16": ([sys.executable, str(here.with_name("litserve_server.py"))], model),
         "medray": (ours, {}),
-        "medray bf16": ([*ours, "--precision", "bf16"], {}),
-        "medray HAProxy": (ours, {"RAY_SERVE_ENABLE_HA_PROXY": "1"}),
+        "medray, Serve's proxy": (ours, {"RAY_SERVE_ENABLE_HA_PROXY": "0"}),
     }
 
 
@@ -324,25 +319,23 @@ def show(rounds: Sequence[Round]) -> None:
         for name in names
     }
     best = max(loop, key=lambda name: loop[name].requests_per_s)
-    flask = [name for name in names if name.endswith("fp32")]
-    better = max(flask, key=lambda name: runs[name][LEVELS[-1]].requests_per_s, default=None)
     for name in (name for name in names if name.startswith("medray")):
-        ours = [sample.servers[name][LEVELS[-1]] for sample in rounds]
         cpu = [
-            run.cpu_s / sample.loop[best].cpu_s for run, sample in zip(ours, rounds, strict=True)
+            sample.servers[name][LEVELS[-1]].cpu_s / sample.loop[best].cpu_s for sample in rounds
         ]
         print(
             f"{name}, {LEVELS[-1]} clients: {_with_rounds(cpu)} times the CPU seconds per request "
             f"of the {best}"
         )
-        if better:
+        others = [other for other in names if not other.startswith("medray")]
+        for other, clients in itertools.product(others, LEVELS):
             speed = [
-                run.requests_per_s / sample.servers[better][LEVELS[-1]].requests_per_s
-                for run, sample in zip(ours, rounds, strict=True)
+                sample.servers[name][clients].requests_per_s
+                / sample.servers[other][clients].requests_per_s
+                for sample in rounds
             ]
             print(
-                f"{name}, {LEVELS[-1]} clients: {_with_rounds(speed)} times the requests/s "
-                f"of {better}"
+                f"{name}, {clients} clients: {_with_rounds(speed)} times the requests/s of {other}"
             )
     print(
         f"{'arm':28} {'clients':>7} {'requests/s':>10} {'p50 ms':>8} {'p95 ms':>8} "
@@ -364,6 +357,22 @@ def _with_rounds(ratios: Sequence[float]) -> str:
     )
 
 
+def choose(
+    beginnings: Sequence[str] | None, every: dict[str, tuple[list[str], dict[str, str]]]
+) -> dict[str, tuple[list[str], dict[str, str]]]:
+    """Return the arms to run, without those whose package is not installed."""
+    selection = {
+        name: arm
+        for name, arm in every.items()
+        if beginnings is None or any(name.startswith(beginning) for beginning in beginnings)
+    }
+    for name, package in (("LitServe", "litserve"), ("gunicorn", "gunicorn")):
+        if importlib.util.find_spec(package) is None:
+            print(f"{name}: left out, because {package} is not installed", file=sys.stderr)
+            selection = {arm: one for arm, one in selection.items() if not arm.startswith(name)}
+    return selection
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True, help="a folder of texts per class")
@@ -373,34 +382,28 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, default=8.0, help="duration per arm and number of clients"
     )
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--only", nargs="*", default=None, help="arms to run, by the beginning of their names"
     )
-    parser.add_argument("--flask", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.rounds < 1:
         parser.error(f"--rounds: {args.rounds} is too small; give at least 1")
-    if args.flask:
-        flask_app().run(host="127.0.0.1", port=int(os.environ["BENCH_PORT"]), threaded=True)
-        return
     with tempfile.TemporaryDirectory() as name:
         folder, port = Path(name), free_port()
         texts = publish(args, folder)
         rounds = []
+        selection = choose(args.only, arms(folder, port, len(os.sched_getaffinity(0))))
         for number in range(args.rounds):
             rounds.append(Round(bare(folder, texts), {}))
-            for arm, (command, environment) in arms(
-                folder, port, len(os.sched_getaffinity(0))
-            ).items():
-                if args.only is None or any(arm.startswith(beginning) for beginning in args.only):
-                    with server(command, port, **environment) as pid:
-                        levels = {
-                            clients: measure(port, texts, clients, args.seconds, pid)
-                            for clients in LEVELS
-                        }
-                    rounds[-1].servers[arm] = levels
-                    print(number, arm, levels, file=sys.stderr, flush=True)
+            for arm, (command, environment) in selection.items():
+                with server(command, port, **environment) as pid:
+                    levels = {
+                        clients: measure(port, texts, clients, args.seconds, pid)
+                        for clients in LEVELS
+                    }
+                rounds[-1].servers[arm] = levels
+                print(number, arm, levels, file=sys.stderr, flush=True)
         show(rounds)
 
 

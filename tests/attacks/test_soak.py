@@ -28,7 +28,7 @@ from medray.serving import promotion
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(3600)]
 SECONDS = float(os.environ.get("MEDRAY_SOAK_S", "600"))
 GOOD = [{"text": f"tumour cell growth {number}", "model": "cancer@best"} for number in range(20)]
-SERVING = ("ray::ServeReplica:", "ray::ProxyActor")
+SERVING = ("ray::ServeReplica:", "ray::ProxyActor", "ray::HAProxyManager")
 
 
 def request(body: bytes, path: str = "/v1/classify", *headers: str) -> bytes:
@@ -97,10 +97,11 @@ def attack(port: int, stop: threading.Event, num_sent: Counter[str], seed: int) 
 def memory() -> dict[str, float]:
     """MiB by the name of the process, of what serves."""
     sizes: Counter[str] = Counter()
-    for pid, name in processes().items():
-        if name.startswith(SERVING):
+    for pid, command in processes().items():
+        name = "HAProxy" if "/haproxy -db " in command else command.split(".")[0]
+        if name == "HAProxy" or name.startswith(SERVING):
             with contextlib.suppress(psutil.Error):
-                sizes[name.split(".")[0]] += psutil.Process(pid).memory_full_info().uss / 2**20
+                sizes[name] += psutil.Process(pid).memory_full_info().uss / 2**20
     return dict(sizes)
 
 

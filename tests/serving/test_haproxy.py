@@ -81,7 +81,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 def ray_configuration(folder: Path, port: int, replicas: tuple[Replica, ...]) -> Path:
     """Write the configuration as Ray does with medray's variables, and return its path."""
-    variables = haproxy.environment(Limits(), folder, free_port())
+    variables = haproxy.environment(Limits(), folder, "127.0.0.1")
     prefix = "RAY_SERVE_HAPROXY_"
     api = HAProxyApi(
         HAProxyConfig(
@@ -91,7 +91,7 @@ def ray_configuration(folder: Path, port: int, replicas: tuple[Replica, ...]) ->
             socket_path=variables[prefix + "SOCKET_PATH"],
             server_state_base=variables[prefix + "SERVER_STATE_BASE"],
             server_state_file=variables[prefix + "SERVER_STATE_FILE"],
-            metrics_socket_path=variables[prefix + "METRICS_SOCKET_PATH"],
+            metrics_enabled=variables[prefix + "METRICS_ENABLED"] == "1",
             bufsize=int(variables[prefix + "TUNE_BUFSIZE"]),
             retry_on=variables[prefix + "RETRY_ON"],
             maxconn=int(variables[prefix + "MAXCONN"]),
@@ -113,11 +113,13 @@ def ray_configuration(folder: Path, port: int, replicas: tuple[Replica, ...]) ->
 
 
 @contextmanager
-def running(path: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def running(
+    path: Path, *arguments: str, host: str = "127.0.0.1"
+) -> Iterator[subprocess.Popen[str]]:
     """Start HAProxy as Ray does, until it answers at its admin socket."""
     process = subprocess.Popen(
         [str(haproxy.PROGRAM), "-db", "-f", str(path), "-dR", *arguments],
-        env=os.environ | {"MEDRAY_PYTHON": sys.executable},
+        env=os.environ | {"MEDRAY_PYTHON": sys.executable, "MEDRAY_HOST": host},
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -174,11 +176,13 @@ def test_a_request_whose_replica_dies_is_sent_to_another_one(folder: Path, num_b
     assert answers == [(200, {"num_bytes": num_bytes})] * 6
 
 
-def test_nothing_but_the_wanted_port_is_open(folder: Path) -> None:
+@pytest.mark.parametrize(("host", "address"), [("127.0.0.1", "0100007F"), ("0.0.0.0", "00000000")])
+def test_nothing_but_the_wanted_port_is_open(folder: Path, host: str, address: str) -> None:
+    """Serve is given loopback in any case, where its replicas listen."""
     port = free_port()
     path = ray_configuration(folder, port, (Replica(),))
-    with running(path) as process:
-        assert listeners(process.pid) == {f"0100007F:{port:04X}"}
+    with running(path, host=host) as process:
+        assert listeners(process.pid) == {f"{address}:{port:04X}"}
         assert path.with_name("a").stat().st_mode & 0o777 == 0o600
 
 
@@ -232,8 +236,8 @@ def test_a_reload_takes_over_the_port_and_loses_no_request(folder: Path) -> None
         ray_configuration(folder, port, (Replica(), Replica()))
         with running(path, "-sf", str(first.pid), "-x", str(path.with_name("a"))):
             first.wait(timeout=30)
-            sent = len(statuses)
-            wait_until(lambda: len(statuses) > sent + 10)
+            count = len(statuses)
+            wait_until(lambda: len(statuses) > count + 10)
             is_done.set()
             thread.join()
     assert set(statuses) == {200}
@@ -245,6 +249,21 @@ def test_a_start_replaces_an_haproxy_whose_actor_died(folder: Path) -> None:
     with running(path) as orphan, running(ray_configuration(folder, port, (Replica(),))):
         orphan.wait(timeout=30)
         assert post(port, 10)[0] == 200
+
+
+def test_after_a_kill_it_answers_with_the_replicas_that_it_had(folder: Path) -> None:
+    """Ray starts it again before it knows its applications."""
+    port = free_port()
+    replicas = (Replica(),)
+    with running(ray_configuration(folder, port, replicas)):
+        assert post(port, 10)[0] == 200
+    path = ray_configuration(folder, port, ())
+    with running(path) as second:
+        assert post(port, 10)[0] == 200
+        ray_configuration(folder, port, ())
+        with running(path, "-sf", str(second.pid), "-x", str(path.with_name("a"))):
+            second.wait(timeout=30)
+            assert post(port, 10)[0] == 503  # the applications are gone
 
 
 def test_it_does_not_start_with_lines_that_it_does_not_know(folder: Path) -> None:

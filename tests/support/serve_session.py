@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +19,10 @@ from medray.client import Client
 from medray.errors import ServingError
 from medray.registry.registry import Registry
 from medray.runtime.cluster import free_port
-from medray.serving import auth, front
+from medray.runtime.session_files import private_folder
+from medray.serving import auth, front, haproxy
 from medray.serving.deployments import Deployments
-from medray.serving.schemas import AppOptions
+from medray.serving.schemas import AppOptions, Limits
 
 CONFIG = Path(__file__).parents[2] / "serve_configs" / "quickstart.yaml"
 TOKEN = "the-token-of-these-tests"
@@ -121,10 +123,10 @@ def publish_adviser(registry: Registry, place: Path) -> None:
 @contextmanager
 def serving(place: Path) -> Iterator[Served]:
     """Serve versions of cancer: 1 and 2 share a base, 3 has another, 4 has a damaged file, 5 is
-    whole.
+    whole. HAProxy is in front where Ray brings it.
 
-    `best` is version 1, on two replicas. adviser 1 generates two long texts at a time on one
-    replica, and a third waits.
+    There are two ingresses. `best` is version 1, on two replicas. adviser 1 generates two long
+    texts at a time on one replica, and a third waits.
     """
     import ray
     from ray import serve
@@ -162,6 +164,7 @@ def serving(place: Path) -> Iterator[Served]:
     }
     half = {"num_cpus": 0.5}  # up to six replicas fit on the four CPUs that the tests' Ray counts
     application["deployments"] = [
+        {"name": "Ingress", "num_replicas": 2},
         {"name": "cancer@best", "num_replicas": 2, "ray_actor_options": half},
         {
             "name": "cancer@1",
@@ -170,8 +173,12 @@ def serving(place: Path) -> Iterator[Served]:
         },
         {"name": "adviser@1", "ray_actor_options": half},
     ]
+    folder = tempfile.TemporaryDirectory(dir=private_folder(), prefix="h")
     try:
-        options = {"runtime_env": {"env_vars": front.environment(100_000)}}
+        variables = front.environment(100_000) | haproxy.environment(
+            Limits(body_bytes=100_000), Path(folder.name), "127.0.0.1"
+        )
+        options = {"runtime_env": {"env_vars": variables}}
         serve.start(
             proxy_location="HeadOnly",
             http_options=config["http_options"],
@@ -189,6 +196,7 @@ def serving(place: Path) -> Iterator[Served]:
         )
     finally:
         end_serve()
+        folder.cleanup()
 
 
 def arguments(storage: Path, audit_log: Path, *releases: str) -> dict[str, Any]:

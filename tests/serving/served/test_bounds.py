@@ -1,5 +1,5 @@
-"""The bounds of what Serve's own proxy reads, on a Serve that runs: its hook and uvicorn's seam are
-Ray's to move."""
+"""The bounds of what a proxy and replicas read, on a Serve that runs. The hook and the seam of
+uvicorn are Ray's to move."""
 
 import json
 import socket
@@ -14,12 +14,10 @@ pytestmark = pytest.mark.ray
 
 HEAD = (
     "POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer "
-    f"{TOKEN}\r\nContent-Type: application/json\r\n"
+    f"{TOKEN}\r\nContent-Type: application/json\r\nConnection: close\r\n"
 ).encode()
 BODY = b'{"text": "tumour", "model": "cancer@1"}'
-WHOLE = (
-    HEAD + b"%sConnection: close\r\nContent-Length: " + str(len(BODY)).encode() + b"\r\n\r\n" + BODY
-)
+WHOLE = HEAD + b"%sContent-Length: " + str(len(BODY)).encode() + b"\r\n\r\n" + BODY
 
 
 @contextmanager
@@ -37,7 +35,7 @@ def read(client: socket.socket) -> tuple[int, bytes, bytes]:
     return int(head.split()[1]), head, body
 
 
-def test_a_head_over_the_bound_is_refused_by_the_proxy(served: Served) -> None:
+def test_a_head_over_the_bound_is_refused(served: Served) -> None:
     with connection_with(served, HEAD + b"X-A: b\r\n" * 200 + b"\r\n") as client:
         status, _, body = read(client)
     assert (status, json.loads(body)["error"]["type"]) == (431, "head_too_large")

@@ -26,9 +26,22 @@ def wait_for(name: str, count: int, *, besides: int = 0, seconds: float = 60) ->
     return time.monotonic() - start
 
 
-def test_a_killed_replica_costs_no_request(served: Served) -> None:
-    name = "ray::ServeReplica:medray:cancer@best"
-    with load.running(served.port, BODIES, TOKEN) as outcome:
+@pytest.mark.parametrize(
+    ("fixture", "deployment"),
+    [
+        ("served", "medray:cancer@best"),
+        ("served", "medray:Ingress"),
+        ("only_classifier", "only-cancer:cancer@best"),
+    ],
+)
+def test_a_killed_replica_costs_no_request(
+    request: pytest.FixtureRequest, fixture: str, deployment: str
+) -> None:
+    """The ingress repeats requests to a release, and HAProxy those to an ingress or to a replica
+    that is its own."""
+    service: Served = request.getfixturevalue(fixture)
+    name = f"ray::ServeReplica:{deployment}"
+    with load.running(service.port, BODIES, TOKEN, path=service.path) as outcome:
         time.sleep(2)
         for _ in range(3):
             victim = pids(name)[0]
@@ -41,15 +54,22 @@ def test_a_killed_replica_costs_no_request(served: Served) -> None:
     assert outcome.num_sent > 100
 
 
-def test_a_killed_proxy_is_back_within_seconds(served: Served) -> None:
+@pytest.mark.parametrize("name", ["HAProxy", "ray::HAProxyManager"])
+def test_a_killed_proxy_is_back_within_seconds(served: Served, name: str) -> None:
     with load.running(served.port, BODIES, TOKEN) as outcome:
         time.sleep(2)
-        (victim,) = pids("ray::ProxyActor")
-        os.kill(victim, signal.SIGKILL)
+        victims = pids(name) if name.startswith("ray::") else haproxies()
+        for victim in victims:
+            os.kill(victim, signal.SIGKILL)
         time.sleep(20)
-    print(f"proxy killed: {outcome}")
+    print(f"{name} {victims} killed: {outcome}")
+    assert victims
     assert outcome.gap() < 15
     assert outcome.statuses.keys() <= {0, 200, 503}
+
+
+def haproxies() -> list[int]:
+    return [number for number, command in processes().items() if "/haproxy -db -f " in command]
 
 
 def test_replicas_come_with_load_and_go_without_it(served: Served) -> None:
