@@ -1,11 +1,11 @@
 import importlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
-from statistics import mean
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -61,66 +61,40 @@ def test_the_notes_are_balanced_varied_and_labelled_as_synthetic(notes: ModuleTy
     assert all(cancers.search(row["note"]) for row in rows), "both classes name a cancer"
 
 
-def test_each_message_has_a_wording_of_each_kind_that_no_other_practice_has(
+def test_a_message_names_two_matters_and_two_people_and_all_that_decides_stands_in_it(
     triage: ModuleType,
 ) -> None:
-    wordings = triage.wordings
-    two_answers = (
-        ("needs_reply", wordings.REPLY, wordings.NO_REPLY),
-        ("complaint", wordings.COMPLAINT, wordings.NO_COMPLAINT),
-    )
-    practices = defaultdict(set)
-    for row in triage.rows():
-        sentences = [
-            *wording_of(row["message"], triage, wordings.CURRENT, [row["topic"], row["urgency"]]),
-            *wording_of(row["message"], triage, wordings.WRITER, [row["writer"]]),
-            *wording_of(row["message"], triage, wordings.OTHER),
-        ]
-        for question, yes, no in two_answers:
-            sentences += wording_of(row["message"], triage, yes if row[question] == "yes" else no)
-        assert len(sentences) == 5, row
-        for sentence in sentences:
-            practices[sentence].add(row["practice"])
-    assert {what: where for what, where in practices.items() if len(where) > 1} == {}
-
-
-def wording_of(
-    message: str, triage: ModuleType, kind: tuple[str, ...], answers: Sequence[str] = ()
-) -> list[str]:
-    """Return the wordings of this kind in a message, if they hold these answers."""
-    phrases = {name.lower(): list(pair) for pair, of in triage.MATTERS.items() for name in of}
-    phrases |= {name: [writer] for writer, names in triage.WRITERS.items() for name in names}
-    matches = []
-    for wording in kind:
-        pattern = re.sub(r"\\{(a|b|)\\}", r"(?P<x\1>[^.?]+)", re.escape(wording))
-        match = re.search(rf"(?:^|[.?] ){pattern}(?: |$)", message, re.IGNORECASE)
-        groups = match.groupdict() if match else {}
-        own = (groups.get("x") or groups.get("xa") or "").lower()
-        if match and (not groups or own in phrases) and (not answers or phrases[own] == answers):
-            matches.append(wording)
-    return matches
-
-
-def test_the_messages_are_short_varied_and_labelled_as_synthetic(triage: ModuleType) -> None:
     rows = list(triage.rows())
-    assert len({row["message"] for row in rows}) == len(rows) == 576
+    assert len({row["message"] for row in rows}) == len(rows) == 360
     assert {row["source"] for row in rows} == {"synthetic"}
-    assert max(len(row["message"].split()) for row in rows) < 64
-    for question in ("needs_reply", "complaint"):
-        assert 0.4 < mean(row[question] == "yes" for row in rows) < 0.6
-    for row in rows:  # one of them is current
-        matters = [
-            pair
-            for pair, phrases in triage.MATTERS.items()
-            if any(phrase.lower() in row["message"].lower() for phrase in phrases)
-        ]
-        assert len(matters) == 2, row
+    assert max(len(row["message"].split()) for row in rows) < 50
+    firsts = Counter()
+    for row in rows:
+        matters = in_order(row["message"], triage.MATTERS)
+        writers = in_order(row["message"], triage.WRITERS)
+        assert len(matters) == len(writers) == 2, row
         assert (row["topic"], row["urgency"]) in matters
         assert all(len(set(values)) == 2 for values in zip(*matters, strict=True)), row
+        assert row["writer"] in writers
+        for question, kinds in (("needs_reply", triage.REPLY), ("complaint", triage.COMPLAINT)):
+            assert in_order(row["message"], kinds) == [row[question]], row
+            firsts[question] += row[question] == "yes"
+        firsts["matter"] += matters[0] == (row["topic"], row["urgency"])
+        firsts["writer"] += writers[0] == row["writer"]
+    assert all(0.4 < count / len(rows) < 0.6 for count in firsts.values()), firsts
+
+
+def in_order(message: str, phrases: Mapping[Any, Sequence[str]]) -> list[Any]:
+    """Return what the phrases in a message stand for, in the order of the message."""
+    text = message.lower()
+    names = [(name.lower(), kind) for kind, own in phrases.items() for name in own]
+    return [
+        kind for _, kind in sorted((text.index(name), kind) for name, kind in names if name in text)
+    ]
 
 
 @pytest.mark.slow
-def test_counted_words_answer_few_questions_about_messages_of_unseen_practices(
+def test_counted_words_tell_neither_writer_nor_topic_nor_urgency_of_a_message(
     tmp_path: Path,
 ) -> None:
     rows = datasets.load(load_study([SAMPLES.parent / "studies" / "decisions.yaml"]).data)
@@ -132,7 +106,7 @@ def test_counted_words_answer_few_questions_about_messages_of_unseen_practices(
 
     baseline = AnswerBaseline.majority(rows.train).tfidf(rows.train, rows.validation, f1)
     assert baseline is not None
-    assert 0.3 < f1(test, baseline.predict(test)) < 0.6
+    assert 0.5 < f1(test, baseline.predict(test)) < 0.8
 
 
 def test_the_annotated_sample_is_varied_and_its_mentions_stand_where_they_say() -> None:
