@@ -26,7 +26,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
@@ -188,10 +188,11 @@ def server(
         yield process.pid
     finally:
         process.send_signal(signal.SIGINT if "medray.cli" in command else signal.SIGTERM)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
+        with suppress(ProcessLookupError):  # LitServe leaves processes behind
             os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def cpu_seconds(root: int) -> float:
