@@ -4,6 +4,7 @@ validation rows, so that a dashboard can compare traffic with them."""
 import collections
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from medray.types import Prediction
 
@@ -22,6 +23,7 @@ def name_of(labels: Sequence[str]) -> str:
     return "|".join(labels) or NO_LABEL
 
 
+@lru_cache(maxsize=1024)
 def tag_of(label: str) -> str:
     """Return a label as the tag of a metric. Ray encodes tags as ASCII (2.60), so other letters are
     escaped."""

@@ -26,8 +26,8 @@ from medray.models import sources
 from medray.models.build import build
 base = sources.resolve(str(tiny.base(Path(sys.argv[1]), "llama")), None)
 model = build(base, Head(("cancer", "other")), ModelOptions(quantization="nf4"), LoraConfig())
-layers = [type(layer) for layer in model.network.modules()]
-of_bnb = {layer.__name__ for layer in layers if layer.__module__ == "peft.tuners.lora.bnb"}
+kinds = [kind for layer in model.network.modules() for kind in type(layer).mro()]
+of_bnb = {kind.__name__ for kind in kinds if kind.__module__ == "peft.tuners.lora.bnb"}
 print("in 4 bits", sorted(of_bnb))
 """
 
