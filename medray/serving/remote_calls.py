@@ -113,22 +113,17 @@ class RemoteCalls:
                     pieces.cancel()
 
     async def describe(self, reference: str) -> Description | Refusal:
-        try:
-            async with asyncio.timeout(REPORT_S):
-                answer: Description | Refusal = await self.deployments[reference].describe.remote(
-                    reference
-                )
-                return answer
-        except _EXPECTED_ERRORS as err:
-            return self._refusal(err)
+        outcome: Description | Refusal = await self._look_up("describe", reference)
+        return outcome
 
     async def card(self, reference: str) -> ReleaseCard | Refusal:
+        outcome: ReleaseCard | Refusal = await self._look_up("card", reference)
+        return outcome
+
+    async def _look_up(self, method: str, reference: str) -> Any:
         try:
             async with asyncio.timeout(REPORT_S):
-                answer: ReleaseCard | Refusal = await self.deployments[reference].card.remote(
-                    reference
-                )
-                return answer
+                return await getattr(self.deployments[reference], method).remote(reference)
         except _EXPECTED_ERRORS as err:
             return self._refusal(err)
 
