@@ -2,8 +2,9 @@
 the repository's root. README is first: the docs use the run and the release of its quickstart.
 
 A comment above a block of shell or Python says how it is checked: `ci: run`, `ci: serve RELEASE`
-(while `medray serve` answers), `ci: slow` (a slow test runs it), or `needs: …` for what CI does not
-have. Of those, tests/test_docs.py still checks commands and options.
+(while `medray serve` answers), `ci: slow` or `ci: slow, serve RELEASE` (a slow test runs it), or
+`needs: …` for what CI does not have. Of those, tests/test_docs.py still checks commands and
+options.
 
 A block of text right below a block shows parts of its output: each line must be in the output, in
 that order. Numbers may differ, and `…` stands for any text."""
@@ -59,9 +60,14 @@ class Block:
         return kind == "ci" and (value in ("run", "slow") or bool(self.served))
 
     @property
+    def is_slow(self) -> bool:
+        return self.mark.startswith("ci: slow")
+
+    @property
     def served(self) -> str:
         """The release that answers while the block runs."""
-        return self.mark.removeprefix("ci: serve ") if self.mark.startswith("ci: serve ") else ""
+        match = re.fullmatch("ci: (?:slow, )?serve (.+)", self.mark)
+        return match[1] if match else ""
 
 
 def pages() -> list[Path]:
@@ -77,7 +83,7 @@ def blocks(page: Path) -> list[Block]:
 def failure(block: Block, folder: Path = ROOT) -> str | None:
     """Run a block in a folder that has the repository's files and return what went wrong."""
     start = time.monotonic()
-    with serve(block.served):
+    with serve(block.served, folder):
         status, output = run(command(block), folder)
     print(f"-- exit status {status} after {time.monotonic() - start:.0f} s", flush=True)
     if status:
@@ -125,12 +131,12 @@ def pattern(line: str) -> re.Pattern[str]:
 
 
 @contextmanager
-def serve(release: str) -> Iterator[None]:
+def serve(release: str, folder: Path) -> Iterator[None]:
     if not release:
         yield
         return
     command = [sys.executable, "-m", "medray.cli", "serve", release]
-    with subprocess.Popen(command, cwd=ROOT) as process:
+    with subprocess.Popen(command, cwd=folder) as process:
         try:
             wait_until_served(process)
             yield
@@ -156,7 +162,7 @@ def main(arguments: Sequence[str]) -> int:
     paths = [Path(word).resolve() for word in arguments] or pages()
     num_blocks = 0
     for block in (block for page in paths for block in blocks(page)):
-        if not block.mark.startswith("ci:") or block.mark == "ci: slow":
+        if not block.mark.startswith("ci:") or block.is_slow:
             continue
         print(f"-- {block.page.relative_to(ROOT)}\n{block.code}", flush=True)
         if reason := failure(block):

@@ -95,7 +95,7 @@ def test_every_block_of_the_docs_says_how_it_is_checked() -> None:
 
 
 PAGES_THAT_TRAIN = [
-    page for page in blocks.pages() if any(item.mark == "ci: slow" for item in blocks.blocks(page))
+    page for page in blocks.pages() if any(item.is_slow for item in blocks.blocks(page))
 ]
 
 
@@ -109,7 +109,7 @@ def test_the_blocks_of_a_page_that_trains_run_in_order(page: Path, tmp_path: Pat
     for name in ("build", "runs"):
         (tmp_path / name).mkdir()
     for block in blocks.blocks(page):
-        if block.mark in ("ci: run", "ci: slow"):
+        if block.mark == "ci: run" or block.is_slow:
             assert blocks.failure(block, tmp_path) is None, block.code
 
 
