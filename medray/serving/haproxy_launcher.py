@@ -2,8 +2,9 @@
 this file as a program, so it imports the standard library alone.
 
 Ray 2.60 opens HAProxy's statistics to the network, and its admin socket to every user of the
-machine. It answers errors in plain text, and 404 while it does not know its applications yet. The
-program replaces these lines, and does not start HAProxy if one is missing."""
+machine. It sends a line per request to port 514, and takes HTTP/2. It answers errors in plain text,
+and 404 while it does not know its applications yet. The program replaces these lines, and does not
+start HAProxy if one is missing."""
 
 import importlib.util
 import json
@@ -40,6 +41,8 @@ _LINES = {
         r"^(    stats socket \S+ mode )666( level admin expose-fd listeners)$",
         r"\g<1>600\g<2>",
     ),
+    # The address of a request may hold a text by mistake.
+    "the log": (r"^    log \S+ local0 info\n", ""),
     "the metrics": (
         r"^frontend prometheus\n    bind :\d+\n    mode http\n    http-request use-service "
         r"prometheus-exporter if \{ path \S+ \}\n    no log\n",
@@ -60,6 +63,8 @@ _LINES = {
             [
                 r"\g<0>",
                 f"    timeout http-request {_HEAD_S}s",
+                # A connection of HTTP/2 has a hundred requests, and each of them its own buffer.
+                "    option disable-h2-upgrade",
                 "    option http-ignore-probes",
                 *(
                     f"    http-error status {status} content-type application/json string '{body}'"

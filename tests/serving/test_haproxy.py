@@ -186,6 +186,32 @@ def test_nothing_but_the_wanted_port_is_open(folder: Path, host: str, address: s
         assert path.with_name("a").stat().st_mode & 0o777 == 0o600
 
 
+def test_http_2_is_not_spoken(folder: Path) -> None:
+    """One connection of it would hold the buffers of a hundred."""
+    port = free_port()
+    with (
+        running(ray_configuration(folder, port, (Replica(),))),
+        socket.create_connection(("127.0.0.1", port), timeout=30) as client,
+    ):
+        client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 400 ")
+
+
+def test_no_line_about_a_request_leaves_haproxy(folder: Path) -> None:
+    port = free_port()
+    path = ray_configuration(folder, port, (Replica(),))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as log:
+        log.bind(("127.0.0.1", 0))
+        log.setblocking(False)
+        text = path.read_text()
+        assert "127.0.0.1:514" in text
+        path.write_text(text.replace("127.0.0.1:514", f"127.0.0.1:{log.getsockname()[1]}"))
+        with running(path):
+            assert [post(port, 10)[0] for _ in range(3)] == [200] * 3
+        with pytest.raises(BlockingIOError):
+            log.recv(65536)
+
+
 def test_an_application_without_a_replica_answers_a_typed_503(folder: Path) -> None:
     replica, port = Replica(), free_port()
     path = ray_configuration(folder, port, (replica,))
@@ -271,6 +297,7 @@ def test_it_does_not_start_with_lines_that_it_does_not_know(folder: Path) -> Non
     text = path.read_text()
     for line in (
         "mode 666 level admin",
+        "local0 info",
         "bind *:8404",
         "bind :9101",
         "http-request return status 404",
