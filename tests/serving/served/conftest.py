@@ -24,3 +24,12 @@ def only_classifier(served: Served) -> Iterator[Served]:
 def only_talker(served: Served) -> Iterator[Served]:
     with one_deployment(served, "adviser@1") as session:
         yield session
+
+
+@pytest.fixture(params=["served", "only_classifier"])
+def either(request: pytest.FixtureRequest) -> Served:
+    """An application of several deployments, or of one. Both follow one alias, so a test of the
+    other may have moved it just before."""
+    session: Served = request.getfixturevalue(request.param)
+    assert session.run("promote", "cancer@1", "best") == 0
+    return session

@@ -76,13 +76,15 @@ def test_more_slow_bodies_than_serve_takes_requests_block_no_request(served: Ser
 
 
 def test_a_declared_and_an_endless_body_are_refused_by_the_limit_of_the_application(
-    served: Served,
+    either: Served,
 ) -> None:
     body = b" " * 100_001
     for rest in (
         b"Content-Length: 100001\r\n\r\n" + body,
         b"Transfer-Encoding: chunked\r\n\r\n186a1\r\n" + body + b"\r\n0\r\n\r\n",
     ):
-        with connection_with(served, HEAD + rest) as client:
+        with connection_with(
+            either, HEAD.replace(b"/v1/classify", either.path.encode()) + rest
+        ) as client:
             status, _, answer = read(client)
         assert (status, json.loads(answer)["error"]["type"]) == (413, "body_too_large")

@@ -34,13 +34,6 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(params=["served", "only_classifier"])
-def either(request: pytest.FixtureRequest) -> Served:
-    """An application of several deployments, or of one."""
-    session: Served = request.getfixturevalue(request.param)
-    return session
-
-
 @pytest.fixture
 def best(either: Served) -> Iterator[Served]:
     """Whatever a test does to the alias, the next one finds version 1 on every replica."""
@@ -58,17 +51,17 @@ def bodies() -> list[dict[str, Any]]:
     where="`medray.client`",
     how="by a client in Python, and `curl`",
 )
-def test_served_predictions_are_those_of_the_loaded_release(served: Served) -> None:
-    model = medray.load("cancer@1", storage_path=str(served.storage))
+def test_served_predictions_are_those_of_the_loaded_release(either: Served) -> None:
+    model = medray.load("cancer@1", storage_path=str(either.storage))
     rows = [f"{text} {number}" for number, text in enumerate(TEXTS * 4)]
     with ThreadPoolExecutor(4) as pool:  # together, so that they share batches
         answers = list(
             pool.map(
-                lambda text: served.client.classify([text], model="cancer@best").predictions[0],
+                lambda text: either.client.classify([text], model="cancer@best").predictions[0],
                 rows,
             )
         )
-    together = served.client.classify(rows, model="cancer@1")
+    together = either.client.classify(rows, model="cancer@best")
     assert (together.release, together.version) == ("cancer", 1)
     for prediction, one, same in zip(
         model.predict(rows), answers, together.predictions, strict=True
@@ -83,21 +76,24 @@ def test_served_predictions_are_those_of_the_loaded_release(served: Served) -> N
             assert answer.confidence == max(answer.probabilities.values())
 
 
-def test_a_running_serve_explains_as_the_loaded_release_does(served: Served) -> None:
+def test_a_running_serve_explains_as_the_loaded_release_does(either: Served) -> None:
     text = f"{TEXTS[0]} of a {MARKER}"
-    reply = served.client.explain(text, model="cancer@1")
-    explanation = medray.load("cancer@1", storage_path=str(served.storage)).explain(text)
+    reply = either.client.explain(text, model="cancer@best")
+    explanation = medray.load("cancer@1", storage_path=str(either.storage)).explain(text)
     assert (reply.release, reply.version) == ("cancer", 1)
     assert reply.explanation.label == explanation.label
     assert [word.text for word in reply.explanation.words] == text.split()
     assert [word.share for word in reply.explanation.words] == pytest.approx(
         [word.share for word in explanation.words], abs=1e-4
     )
-    (line,) = served.audit_lines('"explanation": true')
+    (line,) = either.audit_lines('"explanation": true')
     assert '"labels": []' in line
     assert MARKER not in line
+
+
+def test_a_chat_release_has_no_explanations(served: Served) -> None:
     with pytest.raises(RefusedError, match="400 model: adviser has no explanations"):
-        served.client.explain(text, model="adviser@1")
+        served.client.explain(TEXTS[0], model="adviser@1")
 
 
 def test_a_release_is_loading_until_its_first_replica_answers(served: Served) -> None:
@@ -198,29 +194,41 @@ def test_a_full_queue_answers_429_with_retry_after_and_recovers(either: Served) 
     assert ask()[0] == 200
 
 
-def test_limits_and_tokens_hold_over_http(served: Served) -> None:
-    assert load.ask(served.port, {"text": "a"})[0] == 401
-    assert load.ask(served.port, {"text": "a"}, "wrong")[0] == 401
-    with urllib.request.urlopen(f"{served.client.url}/healthz") as answer:
+def test_limits_and_tokens_hold_over_http(either: Served) -> None:
+    assert load.ask(either.port, {"text": "a"}, path=either.path)[0] == 401
+    assert load.ask(either.port, {"text": "a"}, "wrong", path=either.path)[0] == 401
+    with urllib.request.urlopen(f"{either.client.url}/healthz") as answer:
         assert set(yaml.safe_load(answer.read())) == {"status"}
     for body, status, kind in (
-        ({"text": "a" * 200_000, "model": "cancer@1"}, 413, "body_too_large"),
-        ({"inputs": ["a"] * 65, "model": "cancer@1"}, 413, "too_many_inputs"),
-        ({"inputs": ["cell growth stage " * 30] * 64, "model": "cancer@1"}, 413, "too_many_tokens"),
+        ({"text": "a" * 200_000, "model": "cancer@best"}, 413, "body_too_large"),
+        ({"inputs": ["a"] * 65, "model": "cancer@best"}, 413, "too_many_inputs"),
+        (
+            {"inputs": ["cell growth stage " * 30] * 64, "model": "cancer@best"},
+            413,
+            "too_many_tokens",
+        ),
         ({"text": " ", "model": "nobody"}, 404, "unknown_model"),
-        ({"text": "a"}, 400, "ambiguous_model"),
     ):
-        actual, answer_body, _ = load.ask(served.port, body, TOKEN)
+        actual, answer_body, _ = load.ask(either.port, body, TOKEN, path=either.path)
         assert actual == status, answer_body
         assert answer_body.get("error", {}).get("type", "") == kind
     with pytest.raises(
         RefusedError, match=r"404 model: no such release is served; allowed: .*did you mean"
     ) as error:
-        served.client.classify(["a"], model="cance")
+        either.client.classify(["a"], model="cance")
     assert error.value.status == 404
-    assert served.client.models() == ["cancer@best", "cancer@1", "adviser@1"]
     with pytest.raises(ServingError, match="does not answer"):
         Client(f"http://127.0.0.1:{free_port()}").models()
+
+
+def test_the_only_release_needs_no_name_and_one_of_several_does(
+    served: Served, only_classifier: Served
+) -> None:
+    status, answer, _ = load.ask(served.port, {"text": "a"}, TOKEN)
+    assert (status, answer["error"]["type"]) == (400, "ambiguous_model")
+    assert served.client.models() == ["cancer@best", "cancer@1", "adviser@1"]
+    assert load.ask(only_classifier.port, {"text": "a"}, TOKEN, path=only_classifier.path)[0] == 200
+    assert only_classifier.client.models() == ["cancer@best"]
 
 
 def test_no_text_is_in_any_log_and_the_audit_line_is(either: Served) -> None:
@@ -287,23 +295,25 @@ def test_prometheus_metrics_name_the_release(served: Served) -> None:
 
 
 def test_the_page_and_what_it_learns_of_the_releases_come_from_a_running_serve(
-    served: Served,
+    either: Served,
 ) -> None:
-    page = urllib.request.Request(served.client.url + "/", headers={"accept": "text/html"})
+    page = urllib.request.Request(either.client.url + "/", headers={"accept": "text/html"})
     with urllib.request.urlopen(page) as answer:
         assert answer.headers["content-security-policy"].startswith("default-src 'none'")
         assert answer.read().startswith(b"<!doctype html>")
     request = urllib.request.Request(
-        served.client.url + "/v1/releases", headers={"authorization": f"Bearer {TOKEN}"}
+        either.client.url + "/v1/releases", headers={"authorization": f"Bearer {TOKEN}"}
     )
     with urllib.request.urlopen(request) as answer:
         body = json.load(answer)
     assert body["unavailable"] == []
-    assert [(one["id"], one["release"], one["path"]) for one in body["data"]] == [
+    releases = [
         ("cancer@best", "cancer", "/v1/classify"),
         ("cancer@1", "cancer", "/v1/classify"),
         ("adviser@1", "adviser", "/v1/chat/completions"),
     ]
+    found = [(one["id"], one["release"], one["path"]) for one in body["data"]]
+    assert found == (releases[:1] if either.prefix else releases)
     assert all(len(one["labels"]) > 1 for one in body["data"][:2])
     assert all(
         any(figure["validation"] is not None for figure in one["figures"]) for one in body["data"]
@@ -311,16 +321,16 @@ def test_the_page_and_what_it_learns_of_the_releases_come_from_a_running_serve(
 
 
 @pytest.mark.browser
-def test_a_browser_uses_a_running_service(served: Served) -> None:
+def test_a_browser_uses_a_running_service(either: Served) -> None:
     with browser.start() as chromium:
-        tab = browser.open_tab(chromium, served.client.url + "/#cancer@1", width=360)
+        tab = browser.open_tab(chromium, either.client.url + "/#cancer@best", width=360)
         tab.until("!document.getElementById('access').hidden")
         tab.value(
             f"document.getElementById('token').value = {TOKEN!r}; document.querySelector('#access "
             "button').click()"
         )
         tab.until(
-            "document.getElementById('release').value === 'cancer@1' && "
+            "document.getElementById('release').value === 'cancer@best' && "
             "!document.getElementById('card').hidden"
         )
         tab.value(
@@ -329,30 +339,34 @@ def test_a_browser_uses_a_running_service(served: Served) -> None:
         )
         tab.until("!document.getElementById('answer').hidden")
         label = (
-            served.client.classify(["tumour in the lung"], model="cancer@1").predictions[0].label
+            either.client.classify(["tumour in the lung"], model="cancer@best").predictions[0].label
         )
         assert tab.value("document.querySelector('.verdict').textContent") == label
         assert tab.value("document.documentElement.scrollWidth") == 360
-        assert {url.startswith(served.client.url) for url in tab.requests} == {True}
+        assert {url.startswith(either.client.url) for url in tab.requests} == {True}
 
 
 def test_openais_client_gets_the_confidence_of_the_release_from_a_running_serve(
-    served: Served,
+    either: Served,
 ) -> None:
-    questions = served.client.questions("cancer@1")
-    decision = served.openai.decisions.create(
-        model="cancer@1",
+    questions = either.client.questions("cancer@best")
+    decision = either.openai.decisions.create(
+        model="cancer@best",
         input=TEXTS[0],
         questions=questions,  # type: ignore[arg-type]
     )
     (answer,) = decision.answers
-    (label,) = served.client.classify(TEXTS[:1], model="cancer@1").predictions
+    (label,) = either.client.classify(TEXTS[:1], model="cancer@best").predictions
     assert answer.type == "choice"
     assert (answer.choice, answer.answer_confidence) == (label.label, label.confidence)  # type: ignore[attr-defined]
     assert {one.value: one.probability for one in answer.probabilities} == label.probabilities
+    assert f'"labels": ["{label.label}"]' in either.audit_lines('"release": "cancer@1"')[-1]
+
+
+def test_a_chat_release_answers_no_typed_questions(served: Served) -> None:
+    questions = served.client.questions("cancer@1")
     with pytest.raises(RefusedError, match="400 model: adviser answers at /v1/chat/completions"):
         served.client.decide(TEXTS[0], questions, model="adviser")
-    assert f'"labels": ["{label.label}"]' in served.audit_lines('"release": "cancer@1"')[-1]
 
 
 def test_two_requests_in_flight_over_a_switch_are_each_answered_by_one_model(best: Served) -> None:
@@ -400,24 +414,24 @@ def test_two_requests_in_flight_over_a_switch_are_each_answered_by_one_model(bes
 
 @pytest.mark.document("001", "test rows are predicted with softmax", where="`medray evaluate`")
 def test_training_evaluate_and_http_predict_the_same_for_the_same_rows(
-    served: Served, tmp_path: Path
+    either: Served, tmp_path: Path
 ) -> None:
-    study = tiny.study(served.storage.parent / "a", "train.epochs=1")
+    study = tiny.study(either.storage.parent / "a", "train.epochs=1")
     rows = dataset.load(study.data).validation
     lines = (
-        (served.registry.resolve("cancer@1").folder() / "predictions.jsonl")
+        (either.registry.resolve("cancer@1").folder() / "predictions.jsonl")
         .read_text()
         .splitlines()
     )
     rows_of_training = {row["row_id"]: row for row in map(json.loads, lines)}
-    answers = served.client.classify([row.text for row in rows], model="cancer@1").predictions
+    answers = either.client.classify([row.text for row in rows], model="cancer@best").predictions
     for row, answer in zip(rows, answers, strict=True):
         assert list(answer.labels) == rows_of_training[row.id]["labels"]
         assert list(answer.probabilities.values()) == pytest.approx(
             rows_of_training[row.id]["probabilities"], abs=1e-4
         )
     evaluation = evaluate.evaluate(
-        "cancer@1", study.data, "validation", storage_path=str(served.storage), log_dir=tmp_path
+        "cancer@1", study.data, "validation", storage_path=str(either.storage), log_dir=tmp_path
     )
     right = sum(answer.labels == row.labels for row, answer in zip(rows, answers, strict=True))
     assert evaluation.metrics.values["accuracy"] == pytest.approx(right / len(rows))
