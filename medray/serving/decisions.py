@@ -2,7 +2,6 @@
 reads a request into an `Inquiry` and writes the answers. Imports no Ray."""
 
 import json
-import time
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -16,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from medray.client.answers import Citations
 from medray.serving import notes
 from medray.serving.refusals import Refusal
-from medray.serving.routes import choose, read_request_id
+from medray.serving.routes import ReleaseCall
 from medray.serving.schemas import Limits
-from medray.serving.service import Event, Inquiry, InquiryReply, Service
+from medray.serving.service import Inquiry, InquiryReply, Service
 from medray.tasks.base.route import InputNote
 from medray.types import DISCLAIMER, QuestionAnswer
 
@@ -170,37 +169,18 @@ def _endpoint(
     service: Service, limits: Limits, format: type[QuestionRequest], mask_identifiers: bool
 ) -> Callable[..., Awaitable[Response]]:
     async def answer(body: Any, request: Request) -> Response:
-        start, request_id = time.perf_counter(), read_request_id(request.headers)
-        reference = choose(service.references, body.model)
-        outcome: InquiryReply | Refusal | None = (
-            reference if isinstance(reference, Refusal) else _excess(body.inquiry, limits)
+        call = ReleaseCall(service, request, body.model)
+        outcome = (
+            call.refusal
+            or _excess(body.inquiry, limits)
+            or await _ask(service, call.model, body.inquiry, mask_identifiers)
         )
-        if outcome is None:
-            outcome = await _ask(service, str(reference), body.inquiry, mask_identifiers)
-        # Never the client's own text: each value would become a metric of its own.
-        model = reference if isinstance(reference, str) else ""
-        seconds = time.perf_counter() - start
         if isinstance(outcome, Refusal):
-            service.record(Event(request_id, model, outcome.status, seconds))
-            response: Response = body.refuse(outcome, request_id)
+            call.record(outcome)
+            response: Response = body.refuse(outcome, call.request_id)
             return response
-        service.record(
-            Event(
-                request_id,
-                model,
-                200,
-                seconds,
-                outcome.release,
-                outcome.version,
-                outcome.labels,
-                outcome.confidences,
-            )
-        )
-        return Response(
-            body.respond(outcome, model, request_id).model_dump_json(),
-            media_type="application/json",
-            headers={"x-request-id": request_id},
-        )
+        call.record(outcome, outcome.labels, outcome.confidences)
+        return call.response(body.respond(outcome, call.model, call.request_id))
 
     answer.__annotations__["body"] = format  # FastAPI parses the body by it
     answer.__name__ = format.PATH.rpartition("/")[2]

@@ -1,7 +1,6 @@
 """The route that explains an answer: how much each word of one text speaks for a label. Imports no
 Ray."""
 
-import time
 from dataclasses import replace
 
 from fastapi import FastAPI, Request
@@ -9,43 +8,20 @@ from fastapi.responses import Response
 
 from medray.serving import notes
 from medray.serving.refusals import Refusal, error_response
-from medray.serving.routes import ERRORS, choose, read_request_id
+from medray.serving.routes import ERRORS, ReleaseCall
 from medray.serving.schemas import EXPLAIN_PATH
-from medray.serving.service import Event, Service
+from medray.serving.service import Service
 from medray.tasks.base.route import ExplainRequest, ExplainResponse
 
 
 def add_explanation_route(api: FastAPI, service: Service, *, mask_identifiers: bool) -> None:
     async def explain(body: ExplainRequest, request: Request) -> Response:
-        start, request_id = time.perf_counter(), read_request_id(request.headers)
-        reference = choose(service.references, body.model)
-        outcome = (
-            reference
-            if isinstance(reference, Refusal)
-            else await _explain(service, reference, body, mask_identifiers)
-        )
-        # Never the client's own text: each value would become a metric of its own.
-        model = reference if isinstance(reference, str) else ""
-        seconds = time.perf_counter() - start
+        call = ReleaseCall(service, request, body.model, is_explanation=True)
+        outcome = call.refusal or await _explain(service, call.model, body, mask_identifiers)
+        call.record(outcome)
         if isinstance(outcome, Refusal):
-            service.record(Event(request_id, model, outcome.status, seconds, is_explanation=True))
-            return error_response(outcome, request_id)
-        service.record(
-            Event(
-                request_id,
-                model,
-                200,
-                seconds,
-                outcome.release,
-                outcome.version,
-                is_explanation=True,
-            )
-        )
-        return Response(
-            outcome.model_dump_json(),
-            media_type="application/json",
-            headers={"x-request-id": request_id},
-        )
+            return error_response(outcome, call.request_id)
+        return call.response(outcome)
 
     api.add_api_route(
         EXPLAIN_PATH, explain, methods=["POST"], response_model=ExplainResponse, responses=ERRORS

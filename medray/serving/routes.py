@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
+from pydantic import BaseModel
 
 from medray.errors import suggest
 from medray.serving import notes, openai_answers
@@ -15,8 +16,14 @@ from medray.serving.openai_answers import CompletionCall, Shape
 from medray.serving.openai_schemas import ChatCompletion, ChatRequest, Completion, CompletionRequest
 from medray.serving.refusals import Refusal, error_response
 from medray.serving.schemas import CHAT_PATH, COMPLETION_PATH, ErrorBody, Limits
-from medray.serving.service import Event, Service
-from medray.tasks.base.route import Route, TextResponse, all_routes
+from medray.serving.service import Event, InquiryReply, Service
+from medray.tasks.base.route import (
+    ExplainResponse,
+    Route,
+    TextRequest,
+    TextResponse,
+    all_routes,
+)
 
 _MAX_NAME = 200  # characters of a name that is compared with those of the releases
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -26,47 +33,95 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+class ReleaseCall:
+    """One request for a release: the one that answers, or why none does. It is recorded once."""
+
+    def __init__(
+        self, service: Service, request: Request, model: str | None, *, is_explanation: bool = False
+    ) -> None:
+        self.start = time.perf_counter()
+        self.service, self.is_explanation = service, is_explanation
+        self.request_id = read_request_id(request.headers)
+        reference = choose(service.references, model)
+        self.refusal = reference if isinstance(reference, Refusal) else None
+        # Never the client's own text: each value would become a metric of its own.
+        self.model = "" if isinstance(reference, Refusal) else reference
+
+    def record(
+        self,
+        outcome: TextResponse | InquiryReply | ExplainResponse | Refusal,
+        labels: tuple[str, ...] = (),
+        confidences: tuple[float, ...] = (),
+    ) -> None:
+        status, release, version = (
+            (outcome.status, "", 0)
+            if isinstance(outcome, Refusal)
+            else (200, outcome.release, outcome.version)
+        )
+        self.service.record(
+            Event(
+                self.request_id,
+                self.model,
+                status,
+                time.perf_counter() - self.start,
+                release,
+                version,
+                labels,
+                confidences,
+                is_explanation=self.is_explanation,
+            )
+        )
+
+    def response(self, body: BaseModel) -> Response:
+        """Return a body that is validated already. FastAPI would validate it again, which costs as
+        much as predicting a short text."""
+        return Response(
+            body.model_dump_json(),
+            media_type="application/json",
+            headers={"x-request-id": self.request_id},
+        )
+
+
 def add_completion_routes(
     api: FastAPI, service: Service, limits: Limits, *, with_disclaimer: bool, mask_identifiers: bool
 ) -> None:
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
+        excess = None
         if len(body.messages) > limits.messages:
-            request_id = read_request_id(request.headers)
-            service.record(Event(request_id, "", 400, 0.0))
             message = (
                 f"messages: one request may hold at most {limits.messages}; leave out the oldest"
             )
-            return error_response(
-                Refusal(400, "invalid_request", message, param="messages"), request_id
-            )
-        return await talk(openai_answers.CHAT, body, request)
+            excess = Refusal(400, "invalid_request", message, param="messages")
+        return await talk(openai_answers.CHAT, body, request, excess)
 
     async def completions(body: CompletionRequest, request: Request) -> Response:
         return await talk(openai_answers.TEXT, body, request)
 
     async def talk(
-        shape: Shape, body: ChatRequest | CompletionRequest, request: Request
+        shape: Shape,
+        body: ChatRequest | CompletionRequest,
+        request: Request,
+        excess: Refusal | None = None,
     ) -> Response:
-        request_id, start = read_request_id(request.headers), time.perf_counter()
-        reference = choose(service.references, body.model)
-        if isinstance(reference, Refusal):
-            service.record(Event(request_id, "", reference.status, time.perf_counter() - start))
-            return error_response(reference, request_id)
+        call = ReleaseCall(service, request, body.model)
+        if refusal := excess or call.refusal:
+            call.record(refusal)
+            return error_response(refusal, call.request_id)
         conversation = body.conversation()
         substitute = await notes.mask_conversation(conversation) if mask_identifiers else None
-        call = CompletionCall(
+        completion = CompletionCall(
             service,
             shape,
-            service.talk(reference, substitute.conversation if substitute else conversation),
-            request_id,
-            reference,
-            start,
+            service.talk(call.model, substitute.conversation if substitute else conversation),
+            call.request_id,
+            call.model,
+            call.start,
             with_disclaimer,
             body.include_usage,
             substitute,
         )
-        outcome = await call.answer(stream=bool(body.stream))
-        return error_response(outcome, request_id) if isinstance(outcome, Refusal) else outcome
+        outcome = await completion.answer(stream=bool(body.stream))
+        return error_response(outcome, call.request_id) if isinstance(outcome, Refusal) else outcome
 
     pieces = {
         "content": {"text/event-stream": {}},
@@ -103,57 +158,47 @@ def _endpoint(
     service: Service, limits: Limits, route: Route, mask_identifiers: bool
 ) -> Callable[..., Awaitable[Response]]:
     async def answer(body: Any, request: Request) -> Response:
-        start = time.perf_counter()
-        request_id = read_request_id(request.headers)
-        reference = choose(service.references, body.model)
-        if isinstance(reference, Refusal):
-            outcome: TextResponse | Refusal = reference
-        elif len(body.inputs or ()) > limits.inputs:
-            outcome = Refusal(
-                413,
-                "too_many_inputs",
-                f"inputs: one request may hold at most {limits.inputs}; send several requests",
-            )
-        else:
-            substitute = await notes.mask(body) if mask_identifiers else None
-            outcome = await service.answer(reference, substitute.request if substitute else body)
-            if substitute and not isinstance(outcome, Refusal):
-                outcome = substitute.annotate(outcome)
-        # Never the client's own text: each value would become a metric of its own.
-        model = reference if isinstance(reference, str) else ""
-        seconds = time.perf_counter() - start
+        call = ReleaseCall(service, request, body.model)
+        outcome = (
+            call.refusal
+            or _excess(body, limits)
+            or await _answer(service, call.model, body, mask_identifiers)
+        )
         if isinstance(outcome, Refusal):
-            service.record(Event(request_id, model, outcome.status, seconds))
-            return error_response(outcome, request_id)
-        labels = tuple("|".join(row.labels) for row in outcome.predictions)
-        confidences = tuple(
+            call.record(outcome)
+            return error_response(outcome, call.request_id)
+        labels = ["|".join(row.labels) for row in outcome.predictions]
+        confidences = [
             sure
             for row in outcome.predictions
             if (sure := getattr(row, "confidence", None)) is not None
-        )
-        service.record(
-            Event(
-                request_id,
-                model,
-                200,
-                seconds,
-                outcome.release,
-                outcome.version,
-                labels,
-                confidences,
-            )
-        )
-        # The model is validated already. FastAPI would validate it again, which costs as much as
-        # predicting a short text.
-        return Response(
-            route.finish(outcome).model_dump_json(),
-            media_type="application/json",
-            headers={"x-request-id": request_id},
-        )
+        ]
+        call.record(outcome, tuple(labels), tuple(confidences))
+        return call.response(route.finish(outcome))
 
     answer.__annotations__["body"] = route.request  # FastAPI parses the body by it
     answer.__name__ = route.path.rpartition("/")[2]
     return answer
+
+
+def _excess(request: TextRequest, limits: Limits) -> Refusal | None:
+    if len(request.inputs or ()) <= limits.inputs:
+        return None
+    return Refusal(
+        413,
+        "too_many_inputs",
+        f"inputs: one request may hold at most {limits.inputs}; send several requests",
+    )
+
+
+async def _answer(
+    service: Service, reference: str, request: TextRequest, mask_identifiers: bool
+) -> TextResponse | Refusal:
+    if not mask_identifiers:
+        return await service.answer(reference, request)
+    substitute = await notes.mask(request)
+    outcome = await service.answer(reference, substitute.request)
+    return outcome if isinstance(outcome, Refusal) else substitute.annotate(outcome)
 
 
 def choose(references: tuple[str, ...], model: str | None) -> str | Refusal:
