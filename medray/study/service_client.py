@@ -3,13 +3,23 @@ its number of tries have limits, no redirect is followed, and no error repeats a
 
 import json
 import logging
+import socket
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPResponse, IncompleteRead, responses
+from functools import partial
+from http.client import (
+    HTTPConnection,
+    HTTPException,
+    HTTPResponse,
+    HTTPSConnection,
+    IncompleteRead,
+    responses,
+)
 from typing import Any, NoReturn
 
 from medray.config.addresses import resolve
@@ -34,6 +44,61 @@ class ServiceResponse:
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *arguments: Any) -> None:
         """Leave a redirect as the error that its status is: texts and token go to one address."""
+
+
+class _Connection(HTTPConnection):
+    """A connection that adds its socket to those of a deadline."""
+
+    def __init__(self, *arguments: Any, sockets: list[socket.socket], **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.sockets = sockets
+
+    def connect(self) -> None:
+        super().connect()
+        self.sockets.append(self.sock)
+
+
+class _EncryptedConnection(_Connection, HTTPSConnection):
+    pass
+
+
+class _Connections(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    def __init__(self, sockets: list[socket.socket]) -> None:
+        super().__init__()
+        self.sockets = sockets
+
+    def http_open(self, request: urllib.request.Request) -> HTTPResponse:
+        return self.do_open(partial(_Connection, sockets=self.sockets), request)
+
+    def https_open(self, request: urllib.request.Request) -> HTTPResponse:
+        return self.do_open(partial(_EncryptedConnection, sockets=self.sockets), request)
+
+
+@contextmanager
+def _deadline(seconds: float) -> Iterator[list[socket.socket]]:
+    """Yield a list whose sockets are shut down once the time is over. `http.client` reads heads and
+    trailers without an end; its own timeout begins again with every byte."""
+    sockets: list[socket.socket] = []
+    is_over = threading.Event()
+
+    def end() -> None:
+        is_over.set()
+        for one in sockets:
+            with suppress(OSError):
+                socket.socket.shutdown(one, socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield sockets
+    except (OSError, HTTPException):
+        if not is_over.is_set():
+            raise
+    finally:
+        timer.cancel()
+    if is_over.is_set():
+        raise TimeoutError
 
 
 def post(
@@ -63,7 +128,6 @@ def post(
 def _post(reference: ReferenceConfig, body: Mapping[str, Any]) -> ServiceResponse:
     # An environment's proxy would see texts that are to stay on this machine.
     proxies = [urllib.request.ProxyHandler({})] if reference.is_local else []
-    opener = urllib.request.build_opener(_NoRedirect, *proxies)
     request = urllib.request.Request(
         reference.url,
         data=json.dumps(body).encode(),
@@ -75,8 +139,10 @@ def _post(reference: ReferenceConfig, body: Mapping[str, Any]) -> ServiceRespons
                 _fail(reference, "its token has characters that no header may have")
             request.add_unredirected_header("authorization", f"Bearer {token}")
         start = time.monotonic()
-        with opener.open(request, timeout=reference.timeout_s) as response:
-            raw = _read(response, reference, start + reference.timeout_s)
+        with _deadline(reference.timeout_s) as sockets:
+            opener = urllib.request.build_opener(_NoRedirect, _Connections(sockets), *proxies)
+            with opener.open(request, timeout=reference.timeout_s) as response:
+                raw = _read(response, reference, start + reference.timeout_s)
     seconds = time.monotonic() - start
     try:
         return ServiceResponse(json.loads(raw, parse_constant=_no_number), seconds)

@@ -3,6 +3,11 @@ and nothing that a service could learn or leave behind."""
 
 import json
 import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +175,46 @@ def test_an_endless_response_ends_at_the_time_limit(
     with serving(lambda path, body: Response(200, b" " * (4 << 20))) as server:
         with pytest.raises(TrialError, match="takes more than 5 s"):
             ask(tmp_path, f"{server.url}/v1/decisions", timeout_s=5)
+
+
+@contextmanager
+def endless(start: bytes, piece: bytes) -> Iterator[str]:
+    """Serve one connection at a time: the start of a response, then a piece for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with suppress(OSError):
+                while True:
+                    client, _ = server.accept()
+                    with client, suppress(OSError):
+                        client.sendall(start)
+                        while True:
+                            client.sendall(piece)
+                            time.sleep(0.001)
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/v1/decisions"
+        server.shutdown(socket.SHUT_RDWR)
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    ("start", "piece"),
+    [
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\nX-A: ", b"a"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"X-A: a\r\n"),
+    ],
+    ids=["responses before the response", "a head", "trailers"],
+)
+def test_a_response_without_an_end_is_given_up_wherever_it_goes_on(
+    start: bytes, piece: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_client, "_TRIES", 2)
+    with endless(start, piece) as url:
+        with pytest.raises(TrialError, match=r"does not answer \(TimeoutError\)"):
+            ask(tmp_path, url, timeout_s=0.5)
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
