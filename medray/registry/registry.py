@@ -171,9 +171,14 @@ class Registry:
         """Return the last move of an alias, which names its version."""
         numbers = self.move_numbers(name, alias)
         if not numbers:
+            names = self.alias_names(name)
+            advice = (
+                suggest(alias[:80], names)
+                if names
+                else "there is none; name a version, or point an alias at one: medray promote"
+            )
             raise ArtifactError(
-                f"{_short(name)}@{_short(alias)}: {name!r} has no alias {_short(alias)!r}; "
-                f"{suggest(alias[:80], self.alias_names(name))}"
+                f"{_short(name)}@{_short(alias)}: {name!r} has no alias {_short(alias)!r}; {advice}"
             )
         return self.move(name, alias, numbers[-1])
 

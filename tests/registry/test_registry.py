@@ -160,6 +160,13 @@ def test_a_wrong_reference_says_what_there_is(
         registry.resolve(reference)
 
 
+def test_a_name_without_an_alias_says_what_to_do(folder: Path, tmp_path: Path) -> None:
+    registry = Registry(str(tmp_path))
+    registry.publish(folder, "cancer")
+    with pytest.raises(ArtifactError, match="has no alias 'best'; there is none; name a version"):
+        registry.resolve("cancer@best")
+
+
 @pytest.mark.parametrize("name", ["../escape", "a/b", "", ".hidden", "A", "x" * 65, "a@b"])
 def test_a_name_cannot_leave_the_registry(folder: Path, tmp_path: Path, name: str) -> None:
     registry = Registry(str(tmp_path / "registry"))
