@@ -121,7 +121,11 @@ def serving(
                 host,
                 head,
             )
-        yield f"http://{host}:{port}{prefix.rstrip('/')}"
+        yield url_of(host, port, prefix)
+
+
+def url_of(host: str, port: int, prefix: str = "/") -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}{prefix.rstrip('/')}"
 
 
 def _run(application: serve.Application, name: str, prefix: str) -> None:

@@ -15,6 +15,7 @@ from medray.client import Client
 from medray.errors import ServingError
 from medray.registry.registry import Registry
 from medray.runtime.cluster import free_port
+from medray.serving.app import url_of
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +128,8 @@ def test_without_waiting_the_alias_is_written_and_no_service_is_called(
     )
     assert capsys.readouterr().out.strip() == "cancer@1 is cancer@next"
     assert tiny.aliases(Registry(str(storage)), "cancer")["next"] == 1
+
+
+def test_an_address_of_ipv6_has_brackets_in_a_url() -> None:
+    assert url_of("::1", 8000, "/cancer") == "http://[::1]:8000/cancer"
+    assert url_of("127.0.0.1", 8000) == "http://127.0.0.1:8000"
