@@ -81,6 +81,11 @@ def _from_hints(
                 raise ConfigError(
                     f"{path}: --{option}-column names {name!r}; {suggest(name, layout.columns)}"
                 )
+    if hints.label in hints.text:
+        raise ConfigError(
+            f"{path}: {hints.label!r} is named as the text and as the label, which would give the "
+            "answer away; name another column"
+        )
     options: dict[str, Any] = {name: value for name, value in columns_of.items() if value}
     if hints.drop_unlabelled:
         if "drop_unlabelled" not in kind.model_fields:

@@ -390,6 +390,7 @@ UNCLEAR = ["a", "b", "c", "d"]
         ),
         (Hints(label="c"), "which column is the text is not clear"),
         (Hints(text=("a", "x")), "--text-column names 'x'; allowed: a, b, c, d"),
+        (Hints(text=("a", "c"), label="c"), "'c' is named as the text and as the label"),
         (
             Hints(text=("a",), label="b"),
             "30 labels in 30 rows are not classes; choose another column than 'b' with",
