@@ -92,5 +92,18 @@ def examples_of(data: Any, text: str | None) -> list[Example]:
     ]
 
 
+def check_text(value: Any, where: str) -> str:
+    """Return a text that a tokenizer can read, or raise with its place."""
+    if not isinstance(value, str):
+        raise DataError(f"{where} is a {type(value).__name__}; give a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{where} holds half of a surrogate pair, which is not a character; replace it"
+        ) from None
+    return str(value)  # numpy has a subclass
+
+
 def _columns(table: pa.Table) -> dict[str, list[Any]]:
     return {name: table.column(name).to_pylist() for name in table.column_names}

@@ -17,11 +17,11 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 from medray.config.files import put_all
 from medray.config.load import study_of
 from medray.config.study import CalibrationConfig, StudyConfig
-from medray.data import duplicates
+from medray.data import duplicates, frames
 from medray.data.dataset import Dataset
 from medray.data.first_study import BASE_MODEL
 from medray.data.reading import ExampleSet
-from medray.errors import DataError
+from medray.errors import ConfigError, DataError
 from medray.registry import loading
 from medray.registry.loading import LoadedRelease
 from medray.registry.predictions import fit_calibration, read_predictions
@@ -86,21 +86,21 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise DataError(
                 f"y: has {len(classes)} classes; give one class for each of {len(texts)} texts"
             )
-        self.classes_, codes = np.unique(classes, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise DataError(
-                f"y: all texts have one class, {str(self.classes_[0])!r}; give at least two"
-            )
-        self._names = _names(self.classes_.tolist())
+        unique, codes = np.unique(classes, return_inverse=True)
+        if len(unique) < 2:
+            raise DataError(f"y: all texts have one class, {str(unique[0])!r}; give at least two")
+        names = _names(unique.tolist())
         examples = [
-            Example(str(number), text, (self._names[code],))
+            Example(str(number), text, (names[code],))
             for number, (text, code) in enumerate(zip(texts, codes, strict=True))
         ]
         seed = self._seed()
-        study = self._study(seed, self._names)
+        study = self._study(seed, names)
         dataset = _dataset(examples, codes.tolist(), self.validation_fraction, study, seed)
         with tempfile.TemporaryDirectory() as folder:
             release = _train(study, dataset, Path(folder))
+            # A fit that failed leaves the model of the one before as it was.
+            self.classes_, self._names = unique, names
             self.calibration_ = release.calibration
             self.files_ = {
                 str(path.relative_to(release.folder)): path.read_bytes()
@@ -171,19 +171,22 @@ def _texts(X: Any) -> list[str]:
             f"X: is a {type(X).__name__}, and a list of texts is expected; of a DataFrame, give a "
             "column: X['text']"
         )
-    texts = list(X)
-    for number, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise DataError(f"X: row {number} is a {type(text).__name__}; give a text")
-    return [str(text) for text in texts]
+    return [frames.check_text(text, f"X: row {number}") for number, text in enumerate(X)]
 
 
 def _classes(y: Any) -> Classes:
     try:
         classes: Classes = column_or_1d(y, warn=True)
         check_classification_targets(classes)
-    except ValueError as err:
-        raise DataError(f"y: {' '.join(str(err).split())}; give one class per text") from None
+        np.unique(classes)  # a missing value has another type than the classes
+    except (TypeError, ValueError) as err:
+        kinds = {type(one).__name__ for one in y} if isinstance(err, TypeError) else set()
+        reason = (
+            f"has values of several types, {', '.join(sorted(kinds))}"
+            if len(kinds) > 1
+            else " ".join(str(err).split())
+        )
+        raise DataError(f"y: {reason}; give one class per text") from None
     return classes
 
 
@@ -204,7 +207,12 @@ def _dataset(
     """Split the rows into those that train and those that choose. Duplicates stay together, so no
     text that chooses also trains."""
     groups = duplicates.find([example.text for example in examples], study.data.near_duplicate)
-    num_folds = max(2, round(1 / fraction))
+    if not 0 < fraction <= 0.5:
+        raise ConfigError(
+            f"Classifier: validation_fraction {fraction!r} is no share; give a number above 0 and "
+            "at most 0.5"
+        )
+    num_folds = round(1 / fraction)
     if len(set(groups.clusters)) < num_folds:
         raise DataError(
             f"X: has {len(set(groups.clusters))} different texts; give at least {num_folds}"

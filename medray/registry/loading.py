@@ -303,7 +303,9 @@ def _examples(inputs: Any, text: str | None) -> list[Example]:
     if text is not None:
         raise DataError(f"text {text!r}: the inputs have no columns; drop it, or give a table")
     return [
-        row if isinstance(row, Example) else Example(str(number), row)
+        row
+        if isinstance(row, Example)
+        else Example(str(number), frames.check_text(row, f"predict: row {number}"))
         for number, row in enumerate(inputs)
     ]
 

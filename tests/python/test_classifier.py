@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
@@ -14,7 +15,7 @@ from sklearn.utils import estimator_checks
 from support import tiny
 
 from medray import Classifier
-from medray.errors import DataError
+from medray.errors import ConfigError, DataError
 
 SETTINGS = {"train.samples_per_step": 8, "model.precision": "fp32", "train.token_budget": 512}
 
@@ -111,6 +112,13 @@ def test_wrong_input_is_named(model: Classifier, base: str) -> None:
         model.predict(["a", 1])
     with pytest.raises(DataError, match="X: has no texts"):
         make(base).fit([], [])
+    with pytest.raises(DataError, match="X: row 1 holds half of a surrogate pair"):
+        model.predict(["a", "\ud800"])
+    for missing in (None, float("nan"), pd.NA):
+        with pytest.raises(DataError, match=r"y: has values of several types, .*str; give one"):
+            make(base).fit(["a", "b", "c"], pd.Series(["x", "y", missing], dtype=object))
+    with pytest.raises(ConfigError, match="validation_fraction 0 is no share; give a number"):
+        make(base, validation_fraction=0).fit(["a", "b"], ["x", "y"])
     with pytest.raises(DataError, match="y: Unknown label type: continuous"):
         make(base).fit(["a", "b"], [0.1, 0.2])
     with pytest.raises(DataError, match="y: y should be a 1d array"):
@@ -121,6 +129,16 @@ def test_wrong_input_is_named(model: Classifier, base: str) -> None:
         make(base).fit(["a", "b"], ["x", "x"])
     with pytest.raises(DataError, match="has 1 different texts; give at least 5"):
         make(base).fit(["same"] * 6, ["x", "y"] * 3)
+
+
+def test_a_fit_that_fails_leaves_the_model_as_it_was(
+    model: Classifier, table: dict[str, list[str]]
+) -> None:
+    other = pickle.loads(pickle.dumps(model))
+    with pytest.raises(DataError, match="has 3 different texts"):
+        other.fit(["a text", "another one", "nothing"], ["x", "y", "z"])
+    texts = table["abstract"][:5]
+    assert other.predict(texts).tolist() == model.predict(texts).tolist()
 
 
 def test_duplicates_of_texts_that_choose_do_not_train(base: str, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from support import tiny
 
-from medray.errors import ArtifactError
+from medray.errors import ArtifactError, DataError
 from medray.registry import loading
 from medray.registry.registry import Registry
 from medray.types import Example
@@ -27,6 +27,19 @@ def test_texts_are_predicted_as_examples_with_their_positions_as_ids(tmp_path: P
     assert release.predict([Example("a", TEXTS[1])])[0].probabilities == pytest.approx(
         of_texts[1].probabilities, abs=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "predict: row 1 is a NoneType; give a text"),
+        (float("nan"), "predict: row 1 is a float; give a text"),
+        ("\ud800", "predict: row 1 holds half of a surrogate pair"),
+    ],
+)
+def test_what_is_no_text_is_named_by_its_row(text: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        loading.load(tiny.checkpoint()).predict(["a text", text])
 
 
 def test_a_checkpoint_alone_is_named_by_its_place() -> None:
