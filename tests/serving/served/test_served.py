@@ -312,8 +312,8 @@ def test_the_page_and_what_it_learns_of_the_releases_come_from_a_running_serve(
         ("cancer@1", "cancer", "/v1/classify"),
         ("adviser@1", "adviser", "/v1/chat/completions"),
     ]
-    found = [(one["id"], one["release"], one["path"]) for one in body["data"]]
-    assert found == (releases[:1] if either.prefix else releases)
+    entries = [(one["id"], one["release"], one["path"]) for one in body["data"]]
+    assert entries == (releases[:1] if either.prefix else releases)
     assert all(len(one["labels"]) > 1 for one in body["data"][:2])
     assert all(
         any(figure["validation"] is not None for figure in one["figures"]) for one in body["data"]
