@@ -144,7 +144,7 @@ MUTATIONS = (
     Mutation(
         "4-bit layers are left as bitsandbytes makes them",
         "medray/models/quantization.py",
-        'keep their weights unchanged."""\n    for module in quantised_layers(network).values():',
+        'keep their weights unchanged."""\n    for module in layers_4bit(network).values():',
         'keep their weights unchanged."""\n    for module in ():',
         "tests/models/test_quantization.py",
     ),

@@ -56,7 +56,7 @@ def test_smollm2_with_a_head_trains_on_its_top_layers_and_reloads_exactly(tmp_pa
         "model.precision=fp32",
     )
     release = loading.load(folder)  # compares base weights, hashes and the probe
-    assert release.manifest.base.note == "dequantised from 4 bits (Q4_1 GGUF)"
+    assert release.manifest.base.note == "dequantized from 4 bits (Q4_1 GGUF)"
     predictions = release.task.predict(release.engine, trial.material.validation)
     assert [(row.row_id, list(row.labels)) for row in predictions] == reports(folder)
 

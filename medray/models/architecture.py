@@ -72,7 +72,7 @@ def load_config(folder: Path, source: str) -> Any:
             else type(quantization).__name__
         )
         raise ArtifactError(
-            f"{source}: its weights are quantised already ({method}); use the model in full "
+            f"{source}: its weights are quantized already ({method}); use the model in full "
             "precision, and model.quantization: nf4 for 4 bits"
         )
     return config

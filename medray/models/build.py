@@ -120,10 +120,10 @@ def merge(model: BuiltModel, precision: Precision = "fp32") -> BuiltModel:
     changes at a time, so a GPU holds no second copy. Works in place: do not use `model`
     afterwards."""
     network = model.network
-    layers_4bit, lora_layers = quantization.quantised_layers(network), adapter.base_layers(network)
+    layers_4bit, lora_layers = quantization.layers_4bit(network), adapter.base_layers(network)
     for name in {**layers_4bit, **lora_layers}:
         if name in layers_4bit:
-            quantization.dequantise(network, name)
+            quantization.dequantize(network, name)
         if name in lora_layers:
             network.get_submodule(name).float()  # it may be in 16 bits
             adapter.merge(lora_layers[name])

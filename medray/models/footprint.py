@@ -106,7 +106,7 @@ def measure(
         trainable,
         weights=weights,
         peak=live.most,
-        is_quantised=model.quantization != "none",
+        is_quantized=model.quantization != "none",
     )
 
 
@@ -265,7 +265,7 @@ def _footprint(
     *,
     weights: int,
     peak: int,
-    is_quantised: bool,
+    is_quantized: bool,
 ) -> Footprint:
     layers = _linear_layers(network, family)
     sizes = {name: module.in_features * module.out_features for name, module in layers.items()}
@@ -283,7 +283,7 @@ def _footprint(
     num_trainable = sum(parameter.numel() for parameter in trainable)
     num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in trainable)
     return Footprint(
-        num_parameters=sum(shapes) + (num_linear if is_quantised else 0),
+        num_parameters=sum(shapes) + (num_linear if is_quantized else 0),
         num_linear=num_linear,
         num_trainable=num_trainable,
         trained_share=with_gradients / num_linear if num_linear else 1.0,

@@ -51,7 +51,7 @@ def load(
     folder = quantization.packed_dir(base.weight_hash, needs, model)
     with quantization.packing(folder) as is_packed:
         if is_packed:
-            # transformers knows by this field that the weights need no quantisation
+            # transformers knows by this field that the weights need no quantization
             config.quantization_config = options.pop("quantization_config").to_dict()
         place = folder if is_packed else base.path
         network, info = _read(base.source, place, needs, config, **options)

@@ -27,7 +27,7 @@ from medray.storage import files
 from medray.types import Needs
 
 log = logging.getLogger(__name__)
-# transformers quantises with bitsandbytes, and places weights with accelerate
+# transformers quantizes with bitsandbytes, and places weights with accelerate
 _PACKAGES = ("bitsandbytes", "accelerate")
 _FORMAT = 2  # of packed weights; raise it where they change, so that old folders are not used
 _WEIGHTS, _NOTE, _GENERATION = "model.safetensors", "packed.json", "generation_config.json"
@@ -51,10 +51,10 @@ def check(model: ModelOptions) -> list[str]:
 
 
 def settings(model: ModelOptions, family: Family, outline: Module) -> dict[str, Any]:
-    """Return the options of `from_pretrained` that quantise weights while it reads them.
+    """Return the options of `from_pretrained` that quantize weights while it reads them.
 
     `outline` is the model without weights. The linear layers inside the list of layers are
-    quantised; heads, poolers and output embeddings are not."""
+    quantized; heads, poolers and output embeddings are not."""
     wrong = check(model)
     if wrong:
         raise ConfigError(wrong[0])
@@ -87,14 +87,14 @@ def packed_dir(weight_hash: str, needs: Needs, model: ModelOptions) -> Path:
 @contextmanager
 def packing(folder: Path) -> Iterator[bool]:
     """Yield whether a folder has packed weights. If it has none, hold its lock in the block, so
-    that one process of this machine quantises and the others read the result."""
+    that one process of this machine quantizes and the others read the result."""
     if _is_packed(folder):
         yield True
         return
     locks = environment.cache_dir() / "locks"
     try:
         locks.mkdir(parents=True, exist_ok=True)
-    except OSError:  # without a cache, each load quantises
+    except OSError:  # without a cache, each load quantizes
         yield False
         return
     with FileLock(locks / f"{folder.name}.lock"):
@@ -109,16 +109,16 @@ def _is_packed(folder: Path) -> bool:
     except FileNotFoundError:
         return False
     except (OSError, ValueError, KeyError, TypeError) as err:
-        log.warning("%s: cannot be read (%s); the base model is quantised again", folder, err)
+        log.warning("%s: cannot be read (%s); the base model is quantized again", folder, err)
         return False
-    log.warning("%s: does not match its hash; the base model is quantised again", folder)
+    log.warning("%s: does not match its hash; the base model is quantized again", folder)
     return False
 
 
 def pack(weights: Mapping[str, Tensor], source: Path, folder: Path) -> None:
     """Store the weights of a network in 4 bits, for later loads. A failure only costs time then.
 
-    Quantising a model of 7 billion weights takes minutes of CPU time. Reading takes seconds."""
+    Quantizing a model of 7 billion weights takes minutes of CPU time. Reading takes seconds."""
     matrices: set[int] = set()
     plain: dict[str, Tensor] = {}
     for name, tensor in weights.items():
@@ -152,7 +152,7 @@ def _smallest(tensor: Tensor) -> Tensor:
 
 def settle(network: Module) -> None:
     """Make 4-bit layers compute in the precision around them, and keep their weights unchanged."""
-    for module in quantised_layers(network).values():
+    for module in layers_4bit(network).values():
         # On a CPU with avx512-bf16, bitsandbytes 0.50 repacks weights in the first forward pass of
         # an evaluation, and training then has no gradients through them. `_forward` does not
         # repack; the flag is for any other caller.
@@ -163,7 +163,7 @@ def settle(network: Module) -> None:
 def unpack_gradients_to(network: Module, dtype: torch.dtype) -> None:
     """Let the backward pass unpack 4-bit weights in this type. It would unpack them in fp32, and
     then cast them; the forward pass uses the type of its inputs (bitsandbytes 0.50)."""
-    for module in quantised_layers(network).values():
+    for module in layers_4bit(network).values():
         module.weight.quant_state.dtype = dtype
 
 
@@ -173,10 +173,10 @@ def num_weights(parameter: Tensor) -> int:
     return quantization.shape.numel() if quantization is not None else parameter.numel()
 
 
-def dequantise(model: Any, name: str) -> None:
+def dequantize(model: Any, name: str) -> None:
     """Replace a 4-bit layer in place by a plain linear layer in fp32, under a LoRA layer too."""
     from bitsandbytes.functional import dequantize_4bit
-    from peft.tuners.lora.bnb import Linear4bit as QuantisedLoraLinear
+    from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
 
     module, above = model.get_submodule(name), model.get_submodule(name.rpartition(".")[0])
     plain = Linear(
@@ -189,7 +189,7 @@ def dequantise(model: Any, name: str) -> None:
     )
     plain.bias = module.bias
     model.set_submodule(name, plain)
-    if isinstance(above, QuantisedLoraLinear):  # otherwise merging would quantise the sum again
+    if isinstance(above, LoraLinear4bit):  # otherwise merging would quantize the sum again
         above.__class__ = LoraLinear
 
 
@@ -201,7 +201,7 @@ def settle_plain(model: Any) -> None:
         network.is_loaded_in_4bit = False
 
 
-def quantised_layers(model: Any) -> dict[str, Any]:
+def layers_4bit(model: Any) -> dict[str, Any]:
     if not getattr(base_of(model), "is_loaded_in_4bit", False):
         return {}
     from bitsandbytes.nn import Linear4bit

@@ -193,16 +193,16 @@ def _convert(gguf: Path, target: Path) -> None:
         "local_files_only": True,
     }
     with quiet():
-        quantised_model = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+        gguf_model = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(**place)
-    # transformers calls the model quantised and does not save it, so its weights go into another
+    # transformers calls the model quantized and does not save it, so its weights go into another
     # one.
-    config = quantised_model.config
+    config = gguf_model.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
         plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    plain.load_state_dict(quantised_model.state_dict(), assign=True)
+    plain.load_state_dict(gguf_model.state_dict(), assign=True)
     plain.tie_weights()
     # GGUF has no such field, and transformers then uses 10^30
     tokenizer.model_max_length = config.max_position_embeddings
@@ -226,7 +226,7 @@ def _note(gguf: Path) -> str:
     )
     bits = re.match(r"I?Q(\d)", kind)
     return (
-        f"dequantised from {bits.group(1)} bits ({kind} GGUF)"
+        f"dequantized from {bits.group(1)} bits ({kind} GGUF)"
         if bits
         else f"converted from {kind} GGUF"
     )

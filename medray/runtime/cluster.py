@@ -131,7 +131,6 @@ def exiting_on_sigterm() -> Iterator[None]:
         if signals or status.code == signal.SIGTERM:
             sys.exit(128 + signal.SIGTERM)
         raise
-        raise
 
 
 def is_joining() -> bool:

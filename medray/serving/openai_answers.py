@@ -116,7 +116,7 @@ class CompletionCall:
             return (
                 first
                 if isinstance(first, Refusal)
-                else EventStream(self, first, headers | _STREAM_HEADERS)
+                else EventStream(self, headers | _STREAM_HEADERS)
             )
         whole = await self.whole()
         return (
@@ -196,7 +196,7 @@ class CompletionCall:
             self.last_piece.finish,
         )
 
-    async def stream(self, first: Start) -> AsyncGenerator[str, None]:
+    async def stream(self) -> AsyncGenerator[str, None]:
         place = 0
         rest = self.rest()
         try:
@@ -299,8 +299,8 @@ class CompletionCall:
 class EventStream(StreamingResponse):
     media_type = "text/event-stream"
 
-    def __init__(self, call: CompletionCall, first: Start, headers: dict[str, str]) -> None:
-        self.call, self.events = call, call.stream(first)
+    def __init__(self, call: CompletionCall, headers: dict[str, str]) -> None:
+        self.call, self.events = call, call.stream()
         super().__init__(self.events, headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -199,7 +199,7 @@ def test_weights_that_16_bits_do_not_hold_stay_in_fp32(tmp_path: Path) -> None:
 def test_the_backward_pass_unpacks_4_bits_in_the_precision_of_the_training(tmp_path: Path) -> None:
     settings = ("model.precision=bf16", "model.quantization=nf4")
     trial = make(tmp_path, "classification", "llama", *settings)
-    layers = quantization.quantised_layers(trial.model.network).values()
+    layers = quantization.layers_4bit(trial.model.network).values()
     assert {layer.weight.quant_state.dtype for layer in layers} == {torch.bfloat16}
     exact = merge(trial.model).network  # from fp32 all the same
     on_cpu = merge(make(tmp_path, "classification", "llama", *settings, ON_CPU).model).network

@@ -114,7 +114,7 @@ def test_a_base_of_bin_files_is_read_without_running_what_is_in_them(
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_a_base_that_is_stored_quantised_is_refused(
+def test_a_base_that_is_stored_quantized_is_refused(
     tmp_path: Path, quantization: Literal["none", "nf4"]
 ) -> None:
     path = tiny.base(tmp_path)
@@ -130,7 +130,7 @@ def test_a_base_that_is_stored_quantised_is_refused(
     ):
         with pytest.raises(
             ArtifactError,
-            match=r"quantised already \(bitsandbytes\); use the model in full precision",
+            match=r"quantized already \(bitsandbytes\); use the model in full precision",
         ):
             attempt()
 

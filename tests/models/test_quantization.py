@@ -91,7 +91,7 @@ def test_losses_are_the_same_with_and_without_an_evaluation_between_steps(
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", *tiny.DECODERS])
 @pytest.mark.parametrize("head", [HEAD, None])
-def test_a_base_is_quantised_once_and_later_loads_read_the_same_bits(
+def test_a_base_is_quantized_once_and_later_loads_read_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, head: Head | None
 ) -> None:
     if head is None and family not in tiny.DECODERS:
@@ -133,7 +133,7 @@ def test_packed_weights_that_changed_on_disk_are_made_again(
     content[-1] ^= 255
     file.write_bytes(content)
     assert np.array_equal(logits(make(path)), expectation)
-    assert "does not match its hash; the base model is quantised again" in caplog.text
+    assert "does not match its hash; the base model is quantized again" in caplog.text
     caplog.clear()
     assert np.array_equal(logits(make(path)), expectation)
     assert not caplog.text
@@ -159,7 +159,7 @@ def test_packed_weights_keep_the_type_of_scales(tmp_path: Path) -> None:
 
 
 def test_every_4_bit_layer_is_told_not_to_repack_on_a_cpu(tmp_path: Path) -> None:
-    layers = quantization.quantised_layers(make(tiny.base(tmp_path)).network)
+    layers = quantization.layers_4bit(make(tiny.base(tmp_path)).network)
     assert len(layers) == 12
     assert not any(layer.support_avx512bf16_for_cpu for layer in layers.values())
 
@@ -171,7 +171,7 @@ def test_a_layer_computes_as_a_plain_one_with_the_same_weights(
     model = make(tiny.base(tmp_path), lora=LoraConfig(r=4, targets=("query",)))
     name, layer = next(
         (name, layer)
-        for name, layer in quantization.quantised_layers(model.network).items()
+        for name, layer in quantization.layers_4bit(model.network).items()
         if "intermediate" in name
     )
     plain = merge(model).network.get_submodule(name.removeprefix("base_model.model."))
@@ -198,7 +198,7 @@ def test_training_in_16_bits_learns_and_rounds_nothing_of_the_base(
     model = make(tiny.base(tmp_path))
     biases = {
         name: torch.randn_like(layer.bias)
-        for name, layer in quantization.quantised_layers(model.network).items()
+        for name, layer in quantization.layers_4bit(model.network).items()
     }
     for name, bias in biases.items():
         model.network.get_submodule(name).bias.data = bias.clone()
@@ -212,7 +212,7 @@ def test_training_in_16_bits_learns_and_rounds_nothing_of_the_base(
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_gpu_answers_as_the_cpu_that_quantised(tmp_path: Path, precision: Precision) -> None:
+def test_a_gpu_answers_as_the_cpu_that_quantized(tmp_path: Path, precision: Precision) -> None:
     model = make(tiny.base(tmp_path, hidden_size=64, intermediate_size=128))
     cpu_logits = logits(model)
     model.network.to("cuda")
@@ -232,11 +232,11 @@ def test_a_weight_takes_half_a_byte_and_counts_as_one(tmp_path: Path) -> None:
     model, whole = make(path), make(path, quantization="none")
     assert model.num_parameters == whole.num_parameters
     assert model.num_trainable == whole.num_trainable
-    layer = next(iter(quantization.quantised_layers(model.network).values()))
+    layer = next(iter(quantization.layers_4bit(model.network).values()))
     assert layer.weight.nbytes == 64 * 64 / 2
     assert layer.weight.quant_state.nested
     single = next(
-        iter(quantization.quantised_layers(make(path, double_quantization=False).network).values())
+        iter(quantization.layers_4bit(make(path, double_quantization=False).network).values())
     )
     assert not single.weight.quant_state.nested
 
@@ -269,16 +269,16 @@ def test_a_merge_in_bf16_rounds_each_sum_once_and_needs_no_second_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tiny.base(tmp_path, "llama")
-    dequantise, num_whole = quantization.dequantise, []
+    dequantize, num_whole = quantization.dequantize, []
 
     def count(model: Any, name: str) -> None:
-        dequantise(model, name)
+        dequantize(model, name)
         linear = [module for module in model.modules() if type(module) is torch.nn.Linear]
         inside = [module for module in linear if min(module.weight.shape) > 8]
         num_whole.append(sum(module.weight.dtype == torch.float32 for module in inside))
 
     exact = merge(make(path)).network
-    monkeypatch.setattr(quantization, "dequantise", count)
+    monkeypatch.setattr(quantization, "dequantize", count)
     half = merge(make(path), "bf16").network
     assert len(set(num_whole)) == 1, "one layer at a time is in fp32"
     for name, weight in exact.named_parameters():
@@ -305,7 +305,7 @@ def test_pefts_preparation_for_4_bits_finds_nothing_left_to_do(tmp_path: Path) -
     } == before
 
 
-def test_a_base_without_an_adapter_is_dequantised_too(tmp_path: Path) -> None:
+def test_a_base_without_an_adapter_is_dequantized_too(tmp_path: Path) -> None:
     model = build(
         sources.resolve(str(tiny.base(tmp_path))),
         HEAD,

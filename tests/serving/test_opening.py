@@ -72,16 +72,16 @@ def test_a_release_whose_merge_does_not_fit_into_memory_serves_unmerged(
     checkpoint = tiny.checkpoint("study", "model.quantization=nf4")
     merge = MergeRecord(metric="f1_macro", unmerged=0.9, merged=0.9)
     release = Registry(str(tmp_path / "runs")).publish(checkpoint, "cancer", merge=merge)
-    dequantise, num_layers = quantization.dequantise, 0
+    dequantize, num_layers = quantization.dequantize, 0
 
     def run_out(model: Any, name: str) -> None:
         nonlocal num_layers
         num_layers += 1
         if num_layers == 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 224.00 MiB")
-        dequantise(model, name)
+        dequantize(model, name)
 
-    monkeypatch.setattr(quantization, "dequantise", run_out)
+    monkeypatch.setattr(quantization, "dequantize", run_out)
     model = release.load(merge=True)
     assert not model.is_merged
     assert "the merged model does not fit into memory, so it runs unmerged" in caplog.text

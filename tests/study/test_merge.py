@@ -67,7 +67,7 @@ def test_a_merged_model_that_does_not_fit_into_memory_is_not_measured_and_the_st
     def run_out(model: Any, name: str) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 224.00 MiB")
 
-    monkeypatch.setattr(quantization, "dequantise", run_out)
+    monkeypatch.setattr(quantization, "dequantize", run_out)
     predictions = candidates.predict(
         str(checkpoint_dir), data.unlabelled_test(), data.validation, 1, 0
     )
