@@ -16,13 +16,14 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import ray
 from ray import serve
 from ray._private.state import actors
+from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
 from ray.serve.context import _get_global_client
 
@@ -39,6 +40,7 @@ from medray.storage import checkpoint, files
 
 log = logging.getLogger(__name__)
 _POLL_S = 0.2
+_CRASH = "RuntimeError: HAProxy crashed during startup: "
 
 
 def build(options: AppOptions) -> serve.Application:
@@ -92,19 +94,11 @@ def serving(
             variables = (
                 {} if session.is_joined else haproxy.environment(options.limits, place, host)
             )
-            serve.start(
-                proxy_location="HeadOnly",
-                http_options={
-                    "host": "127.0.0.1" if variables else host,
-                    "port": port,
-                    "request_timeout_s": 2 * options.limits.timeout_s,
-                },
-                logging_config=QUIET,
-                controller_options={
-                    "runtime_env": {
-                        "env_vars": front.environment(options.limits.body_bytes) | variables
-                    }
-                },
+            start_serve(
+                "127.0.0.1" if variables else host,
+                port,
+                timeout_s=2 * options.limits.timeout_s,
+                variables=front.environment(options.limits.body_bytes) | variables,
             )
         else:
             _check_beside(http, host, port, prefix)
@@ -122,6 +116,27 @@ def serving(
                 head,
             )
         yield url_of(host, port, prefix)
+
+
+def start_serve(host: str, port: int, *, timeout_s: float, variables: Mapping[str, str]) -> None:
+    """Start Serve with its proxy. Raise the reason if that does not start, as on a port that was
+    taken since it was checked."""
+    try:
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": host, "port": port, "request_timeout_s": timeout_s},
+            logging_config=QUIET,
+            controller_options={"runtime_env": {"env_vars": dict(variables)}},
+        )
+    except (RayError, TimeoutError) as err:
+        lines = str(err).strip().splitlines() or [type(err).__name__]
+        # HAProxy's first alert is the cause of the others.
+        alerts = [line.partition(" : ")[2] for line in lines if line.startswith("[ALERT]")]
+        reason = alerts[0] if alerts else lines[-1].removeprefix(_CRASH)
+        raise ServingError(
+            f"port {port}: the proxy did not start: {reason}; start it again, or give another "
+            "--port"
+        ) from None
 
 
 def url_of(host: str, port: int, prefix: str = "/") -> str:

@@ -6,8 +6,11 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ray import serve
+from ray.exceptions import RayError
 from support import tiny
 
 from medray import cli
@@ -15,7 +18,7 @@ from medray.client import Client
 from medray.errors import ServingError
 from medray.registry.registry import Registry
 from medray.runtime.cluster import free_port
-from medray.serving.app import url_of
+from medray.serving.app import start_serve, url_of
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +136,34 @@ def test_without_waiting_the_alias_is_written_and_no_service_is_called(
 def test_an_address_of_ipv6_has_brackets_in_a_url() -> None:
     assert url_of("::1", 8000, "/cancer") == "http://[::1]:8000/cancer"
     assert url_of("127.0.0.1", 8000) == "http://127.0.0.1:8000"
+
+
+CRASH = "  File one\nRuntimeError: HAProxy crashed during startup: "
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            RayError(
+                f"{CRASH}[NOTICE]   (1) : version\n[ALERT]    (1) : cannot bind socket (Address "
+                "already in use)\n[ALERT]    (1) : main() Exiting."
+            ),
+            "cannot bind socket (Address already in use)",
+        ),
+        (RayError(f"{CRASH}HAProxy: x.cfg: the log: is missing"), "HAProxy: x.cfg: the log: is"),
+        (TimeoutError("HTTP proxies not available after 60s."), "HTTP proxies not available"),
+    ],
+)
+def test_a_proxy_that_does_not_start_ends_in_one_sentence(
+    error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(**options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(serve, "start", start)
+    with pytest.raises(ServingError) as result:
+        start_serve("127.0.0.1", 8000, timeout_s=60, variables={})
+    assert str(result.value).startswith(f"port 8000: the proxy did not start: {reason}")
+    assert str(result.value).endswith("; start it again, or give another --port")
+    assert "\n" not in str(result.value)
