@@ -75,7 +75,9 @@ def test_a_study_goes_on_when_the_link_of_a_node_is_cut(
     run = latest(tmp_path / "runs" / "tiny")
     again = epochs_trained_twice(run)
     print(f"ended {time.monotonic() - start:.0f} s after the cut; epochs trained twice {again:.2f}")
-    assert 0 < again <= 1  # one evaluation interval of the trial that was there
+    # Each node has a trial. That of the cut one repeats at most an evaluation interval, and nothing
+    # where its state was stored just before.
+    assert again <= 1
     assert figures(run) == undisturbed_figures
 
 
