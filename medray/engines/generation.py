@@ -1,5 +1,5 @@
 """Generates rows together: rows join between steps with prompts of any length, and leave at their
-end.
+end. A model whose layers store more than keys and values reads its rows one by one.
 
 Each row has its own positions, random numbers and end, so its text is the same as alone. Nothing
 here knows a task or a thread.
@@ -9,19 +9,17 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from medray.engines.base import GeneratedText, end_tokens, token_logprob
-from medray.errors import ConfigError
+from medray.models.architecture import check_generation, has_only_attention
 from medray.models.batch import collate
 from medray.models.libraries import base_of
 from medray.types import Chunk, Sampling, TokenLogprob
-
-_LAYERS = {"full_attention", "sliding_attention"}
 
 
 class RowError(Exception):
@@ -65,7 +63,8 @@ class Generation:
     ) -> None:
         self.model, self.tokenizer, self._computing = model, tokenizer, computing
         network = base_of(model)
-        _check(network)
+        check_generation(network, "generation")
+        self._shares_cache = has_only_attention(network)
         parameters = inspect.signature(network.forward).parameters
         self._positions, self._last_only = (
             "position_ids" in parameters,
@@ -74,7 +73,7 @@ class Generation:
         # of new rows
         self.ends = end_tokens(tokenizer, model.generation_config.eos_token_id)
         self.rows: list[GenerationRow] = []
-        self.cache: RowCache | None = None
+        self.cache: RowCache | SeparateCaches | None = None
 
     def row(self, index: int, prompt: Sequence[int], sampling: Sampling) -> GenerationRow:
         numbers = None
@@ -109,7 +108,9 @@ class Generation:
         """
         inputs = collate([row.prompt for row in rows], self.tokenizer.pad_token_id, side="left")
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        cache = RowCache()
+        cache = (
+            RowCache() if self._shares_cache else SeparateCaches.of(len(rows), self.model.config)
+        )
         with self._computing():
             try:
                 logits = self._forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
@@ -144,6 +145,19 @@ class Generation:
             self.cache.keep(remaining, max(row.length for row in self.rows))
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+        if isinstance(cache, SeparateCaches):
+            rows = []
+            for at, own in enumerate(cache.rows):
+                new = slice(-min(int(mask[at].sum()), ids.shape[1]), None)  # without padding
+                rows.append(
+                    self._forward(
+                        ids[at : at + 1, new],
+                        mask[at : at + 1, mask[at].bool()],
+                        positions[at : at + 1, new],
+                        own,
+                    )
+                )
+            return torch.cat(rows)
         place = self.model.device
         optional: dict[str, Any] = {}
         if self._positions:
@@ -213,15 +227,6 @@ def draw(logits: Tensor, sampling: Sampling, numbers: torch.Generator) -> int:
     return int(ids[nucleus.multinomial(1, generator=numbers)])
 
 
-def _check(model: Any) -> None:
-    kinds = set(getattr(model.config, "layer_types", None) or _LAYERS)
-    if getattr(model, "_is_stateful", False) or not kinds <= _LAYERS:
-        raise ConfigError(
-            f"model type {model.config.model_type!r}: cannot generate text here, since its layers "
-            "store more than keys and values; allowed: attention over all tokens or a window"
-        )
-
-
 _SLACK = 64  # tokens of room per allocation, which copies all keys and values
 
 
@@ -253,10 +258,12 @@ class _Layer(DynamicLayer):
 
 
 class RowCache(Cache):
+    """The keys and values of all rows together."""
+
     def __init__(self) -> None:
         super().__init__(layer_class_to_replicate=_Layer)
 
-    def join(self, other: "RowCache") -> None:
+    def join(self, other: Any) -> None:
         """Append the rows of another cache, padded on the left to the longer of the two."""
         longest = max(self.get_seq_length(), other.get_seq_length())
         for mine, its in zip(self.layers, other.layers, strict=True):
@@ -274,6 +281,23 @@ class RowCache(Cache):
                     for states in (layer.keys, layer.values)
                 )
             )
+
+
+@dataclass
+class SeparateCaches:
+    """A cache per row, for layers whose states padding or other rows might change."""
+
+    rows: list[Cache]
+
+    @classmethod
+    def of(cls, num_rows: int, config: Any) -> Self:
+        return cls([DynamicCache(config=config) for _ in range(num_rows)])
+
+    def join(self, other: Any) -> None:
+        self.rows += other.rows
+
+    def keep(self, rows: Sequence[int], length: int) -> None:
+        self.rows = [self.rows[at] for at in rows]
 
 
 def _wider(states: Tensor, room: int) -> Tensor:

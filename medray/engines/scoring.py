@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from medray.engines.base import Ids
+from medray.models.architecture import has_only_attention, layer_kinds
 from medray.models.batch import ATTENTION, answer_places, collate, logits_at
 from medray.models.libraries import base_of
 from medray.types import Branch
@@ -23,17 +24,14 @@ Method = Callable[[Any, Sequence[Ids], Sequence[Ids], int], Tensor]
 
 
 def method(model: Any) -> Method:
-    """Return the fastest method that the model's attention supports."""
-    config = model.config
-    if "position_ids" not in inspect.signature(base_of(model).forward).parameters:
+    """Return the fastest method that the model's layers support."""
+    network = base_of(model)
+    takes_positions = "position_ids" in inspect.signature(network.forward).parameters
+    if not takes_positions or not has_only_attention(network):
         return whole_rows
     # The mask is the same for all layers, and flash attention takes none.
-    alike = len(set(getattr(config, "layer_types", None) or [None])) == 1
-    return (
-        block_mask
-        if alike and config._attn_implementation in ("sdpa", "eager", ATTENTION)
-        else repeated_cache
-    )
+    takes_mask = model.config._attn_implementation in ("sdpa", "eager", ATTENTION)
+    return block_mask if takes_mask and len(layer_kinds(network)) == 1 else repeated_cache
 
 
 def block_mask(
@@ -138,7 +136,8 @@ def _trees(
     mask = positions[:, None, :] <= positions[:, :, None]
     for path in (branch, leaf):  # padding attends to padding, since an empty row gives NaN
         mask &= (path[:, None, :] == -1) | (path[:, None, :] == path[:, :, None])
-    if window := getattr(model.config, "sliding_window", None):
+    if layer_kinds(base_of(model)) == {"sliding_attention"}:
+        window = model.config.sliding_window
         mask &= positions[:, :, None] - positions[:, None, :] < window
     inputs = {
         "input_ids": _pad([tree.tokens for tree in trees], pad_id).to(model.device),

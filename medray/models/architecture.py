@@ -1,12 +1,14 @@
 """The architecture of a base model, from its config.json alone: no weight is read.
 
-The configurations of some models are quantization in architectures.json."""
+The configurations of some models are in architectures.json."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.cache_utils import DynamicCache, get_layer_types_and_kwargs
 
 from medray.config.trial import LoraConfig
 from medray.errors import ArtifactError, ConfigError, suggest
@@ -37,6 +39,33 @@ def is_encoder(config: Any) -> bool:
     return (
         config.model_type in ENCODERS or config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     )
+
+
+def layer_kinds(network: Any) -> set[str]:
+    """Return the kinds of a network's layers, as transformers names them in a configuration."""
+    kinds, _ = get_layer_types_and_kwargs(network.config.get_text_config(decoder=True))
+    return set(kinds)
+
+
+def has_only_attention(network: Any) -> bool:
+    """Return whether all layers attend to all tokens or to a window, and store only keys and
+    values."""
+    is_stateful = getattr(network, "_is_stateful", False)
+    return not is_stateful and layer_kinds(network) <= {"full_attention", "sliding_attention"}
+
+
+def check_generation(network: Any, where: str) -> None:
+    """Raise where a network has states that no cache of transformers holds, since texts need
+    one."""
+    has_cache = "past_key_values" in inspect.signature(network.forward).parameters
+    if has_cache and getattr(network, "_is_stateful", False):
+        config = network.config.get_text_config(decoder=True)
+        has_cache = any(DynamicCache(config=config).is_linear)
+    if not has_cache:
+        raise ConfigError(
+            f"{where}: model type {network.config.model_type!r} has layers whose states no cache "
+            "of transformers holds, so it generates no texts here; use another base model"
+        )
 
 
 def needs_for(config: Any, needs: Needs) -> Needs:
@@ -75,7 +104,25 @@ def load_config(folder: Path, source: str) -> Any:
             f"{source}: its weights are quantized already ({method}); use the model in full "
             "precision, and model.quantization: nf4 for 4 bits"
         )
-    return config
+    return _text_part(config)
+
+
+def _text_part(config: Any) -> Any:
+    """Return the configuration of the language model inside one that also reads images or sound,
+    or the configuration itself."""
+    text: Any = getattr(config, "text_config", None)
+    if getattr(text, "model_type", None) not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return config
+    text.tie_word_embeddings = config.tie_word_embeddings
+    text.dtype = text.dtype or config.dtype
+    return text
+
+
+def is_text_part(folder: Path) -> bool:
+    """Return whether medray reads only the language model of the weights in a folder."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    model_type = load_config(folder, str(folder)).model_type
+    return bool(config.get("model_type", model_type) != model_type)
 
 
 def find(source: str, revision: str | None) -> tuple[Any, str]:
@@ -128,6 +175,8 @@ def outline_of(config: Any, where: str, needs: Needs) -> Any:
             f"{where}: model type {config.model_type!r} is an encoder; this task needs a causal "
             "language model"
         )
+    if needs == "language model":
+        check_generation(network, where)
     return network
 
 

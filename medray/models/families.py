@@ -69,6 +69,14 @@ FAMILIES: dict[str, Family] = {
             "distilbert.transformer.layer",
             is_encoder=True,
         ),
+        Family(
+            "modernbert",
+            ("attn.Wqkv", "attn.Wo", "mlp.Wi", "mlp.Wo"),
+            ("classifier",),
+            "model.layers",
+            optional_modules=("head",),
+            is_encoder=True,
+        ),
         Family("llama", _LLAMA, ("score",), "model.layers", in_vllm=True),
         Family("mistral", _LLAMA, ("score",), "model.layers", in_vllm=True),
         Family(
@@ -92,6 +100,19 @@ FAMILIES: dict[str, Family] = {
             "model.decoder.layers",
             in_vllm=True,
         ),
+        Family("qwen2", _LLAMA, ("score",), "model.layers", in_vllm=True),
+        Family("qwen3", _LLAMA, ("score",), "model.layers", in_vllm=True),
+        Family(
+            "qwen3_5_text",
+            (*_LLAMA, "linear_attn.in_proj_qkv", "linear_attn.in_proj_z", "linear_attn.out_proj"),
+            ("score",),
+            "model.layers",
+        ),
+        Family("gemma2", _LLAMA, ("score",), "model.layers", in_vllm=True),
+        Family("gemma3_text", _LLAMA, ("score",), "model.layers", in_vllm=True),
+        Family("gemma4_text", _LLAMA, ("score",), "model.layers"),
+        Family("smollm3", _LLAMA, ("score",), "model.layers"),
+        Family("ministral3", _LLAMA, ("score",), "model.layers"),
     )
 }
 # transformers builds causal language models from these too, although they were trained with both

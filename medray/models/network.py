@@ -18,6 +18,7 @@ from medray.models.adapter import first_names
 from medray.models.architecture import (
     KINDS,
     first_line,
+    is_text_part,
     load_config,
     needs_of,
     outline_of,
@@ -31,6 +32,13 @@ from medray.models.sources import Base
 from medray.types import Head, Needs
 
 log = logging.getLogger(__name__)
+# The names of a language model's weights inside a model that also reads images, and their names in
+# a language model of its own.
+_TEXT_NAMES = {
+    r"^language_model\.model\.": "model.",
+    r"^model\.language_model\.": "model.",
+    r"^language_model\.lm_head\.": "lm_head.",
+}
 
 
 def load(
@@ -42,8 +50,11 @@ def load(
     """
     config = _config(base, head, model, pad_token_id)
     needs = needs_of(head)
+    names: dict[str, Any] = {"key_mapping": _TEXT_NAMES} if is_text_part(base.path) else {}
     if model.quantization == "none":
-        network, info = _read(base.source, base.path, needs, config)
+        network, info = _read(base.source, base.path, needs, config, **names)
+        if names:  # saved as a language model of its own
+            network._weight_conversions = []
         return _check(network, info, base, head, family_of(network, config.model_type))
     outline = outline_of(config, base.source, needs)
     family = family_of(outline, config.model_type)
@@ -54,8 +65,10 @@ def load(
             # transformers knows by this field that the weights need no quantization
             config.quantization_config = options.pop("quantization_config").to_dict()
         place = folder if is_packed else base.path
-        network, info = _read(base.source, place, needs, config, **options)
-        if is_packed:
+        network, info = _read(
+            base.source, place, needs, config, **options, **({} if is_packed else names)
+        )
+        if is_packed or names:
             # A merged model is saved as it is. transformers (5.19) would revert how it read the
             # packed weights, and cannot.
             network._weight_conversions = []

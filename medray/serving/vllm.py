@@ -11,6 +11,7 @@ from medray.engines.vllm import engine as vllm
 from medray.errors import ServingError
 from medray.models import sources
 from medray.models.adapter import CONFIG
+from medray.models.architecture import is_text_part
 from medray.models.families import FAMILIES
 from medray.registry.registry import Registry
 from medray.registry.release import Release
@@ -109,7 +110,10 @@ def refused_by_vllm(release: Release) -> str | None:
     if family not in FAMILIES or not FAMILIES[family].in_vllm:
         names = ", ".join(sorted(name for name, row in FAMILIES.items() if row.in_vllm))
         return f"its base is of the family {family!r}; vLLM supports {names}"
-    size = vllm.head_size(sources.config_dir(manifest.model.source, manifest.base.revision))
+    base_dir = sources.config_dir(manifest.model.source, manifest.base.revision)
+    if is_text_part(base_dir):
+        return "its base is the language model of one that also reads images"
+    size = vllm.head_size(base_dir)
     if size not in vllm.HEAD_SIZES:
         return (
             f"its base has attention heads of size {size}; vLLM supports "

@@ -131,6 +131,7 @@ class ChatEncoder:
                 add_generation_prompt=is_open,
                 strftime_now=_DAY.strftime,
                 date_string=_DAY.strftime("%d %b %Y"),
+                enable_thinking=False,  # else the answer would begin inside an open thought
             )
             return text
 

@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from support import tiny
 
 from medray.config.trial import LoraConfig, ModelOptions
-from medray.engines.generation import Generation, draw
+from medray.engines.generation import Generation, RowCache, draw
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ConfigError
 from medray.models import sources
+from medray.models.architecture import outline_of
 from medray.models.build import BuiltModel, build
 from medray.text.detokenize import TextStream
 from medray.types import Chunk, Sampling, gather
@@ -87,7 +89,7 @@ def test_a_row_that_is_dropped_frees_its_place_and_changes_no_other(tmp_path: Pa
     chunks += generation.step()
     generation.drop([long])
     assert generation.rows == [short, other]
-    assert generation.cache is not None
+    assert isinstance(generation.cache, RowCache)
     assert (
         generation.cache.get_seq_length() == other.length
     )  # nothing is kept for the longest row, which left
@@ -179,7 +181,7 @@ def test_greedy_rows_beside_sampling_ones_and_ones_with_logprobs_say_the_same_as
         assert has_logprobs == (at == 2)
 
 
-@pytest.mark.parametrize("family", ["llama", "phi", "phi3", "mistral", "opt"])
+@pytest.mark.parametrize("family", ["llama", "phi", "phi3", "mistral", "opt", "gemma3_text"])
 def test_keys_in_half_precision_take_no_more_memory_than_values(
     tmp_path: Path, family: str
 ) -> None:
@@ -188,7 +190,7 @@ def test_keys_in_half_precision_take_no_more_memory_than_values(
     generation.join([generation.row(0, PROMPTS[1], Sampling(max_tokens=8))])
     for _ in range(3):
         generation.step()
-        assert generation.cache is not None
+        assert isinstance(generation.cache, RowCache)
         for layer in generation.cache.layers:
             assert layer.keys.dtype == layer.values.dtype == torch.bfloat16
 
@@ -284,8 +286,13 @@ def test_a_stop_string_ends_a_row_and_its_tokens_are_counted(tmp_path: Path) -> 
     assert (cut.finish, cut.num_tokens < 8) == ("stop", True)
 
 
-def test_a_model_that_keeps_other_states_is_refused(tmp_path: Path) -> None:
-    model = make(tmp_path)
-    model.network.get_base_model().config.layer_types = ["full_attention", "linear_attention"]
-    with pytest.raises(ConfigError, match="more than keys and values"):
-        Generation(model.network, model.tokenizer, lambda: torch.inference_mode())
+def test_a_model_whose_states_no_cache_holds_is_refused_before_training(tmp_path: Path) -> None:
+    config = transformers.RecurrentGemmaConfig(
+        vocab_size=99, hidden_size=32, lru_width=32, intermediate_size=96, num_hidden_layers=3
+    )
+    with pytest.raises(ConfigError, match=r"base: model type 'recurrent_gemma' has layers whose"):
+        outline_of(config, "base", "language model")
+    network = make(tmp_path).network
+    network.get_base_model()._is_stateful = True
+    with pytest.raises(ConfigError, match="use another base model"):
+        Generation(network, None, lambda: torch.inference_mode())

@@ -19,6 +19,12 @@ from medray.models.build import BuiltModel, build
 # One token, several, one that begins another, and one with the end of sequence behind it.
 CONTINUATIONS = [[40], [41, 42], [41, 42, 43, 44], [41, 42, 1], [50, 51, 52], [60]]
 METHODS = [scoring.block_mask, scoring.repeated_cache, scoring.whole_rows]
+# Layers with windows beside layers without have no common mask. Others store more than keys.
+FASTEST = {
+    **dict.fromkeys(tiny.DECODERS, scoring.block_mask),
+    **dict.fromkeys(("gemma2", "gemma3_text", "gemma4_text"), scoring.repeated_cache),
+    "qwen3_5_text": scoring.whole_rows,
+}
 
 
 def make(folder: Path, family: str, **changes: object) -> BuiltModel:
@@ -46,14 +52,21 @@ def plainly(model: BuiltModel, prompt: list[int], continuation: list[int]) -> fl
     """Score one continuation by one plain forward pass."""
     model.network.eval()
     with torch.inference_mode():
-        logprobs = model.network(torch.tensor([prompt + continuation])).logits[0].log_softmax(-1)
+        ids = torch.tensor([prompt + continuation])
+        logprobs = model.network(ids, use_cache=False).logits[0].log_softmax(-1)
     return sum(
         float(logprobs[len(prompt) + at - 1, token]) for at, token in enumerate(continuation)
     )
 
 
-@pytest.mark.parametrize("family", tiny.DECODERS)
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        pytest.param(family, method, id=f"{family}-{method.__name__}")
+        for family, fastest in FASTEST.items()
+        for method in METHODS[METHODS.index(fastest) :]
+    ],
+)
 def test_a_score_is_the_log_likelihood_of_the_continuation(
     tmp_path: Path, family: str, method: scoring.Method, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,10 +79,31 @@ def test_a_score_is_the_log_likelihood_of_the_continuation(
 
 
 @pytest.mark.parametrize("family", tiny.DECODERS)
-def test_the_block_mask_is_taken_for_every_decoder_of_the_table(
-    tmp_path: Path, family: str
-) -> None:
-    assert scoring.method(make(tmp_path, family).network) is scoring.block_mask
+def test_every_decoder_of_the_table_takes_its_fastest_method(tmp_path: Path, family: str) -> None:
+    assert scoring.method(make(tmp_path, family).network) is FASTEST[family]
+
+
+def test_layers_that_store_more_than_keys_and_values_read_whole_rows(tmp_path: Path) -> None:
+    model = make(tmp_path, "qwen3_5_text", layer_types=["linear_attention"] * 2)
+    engine = TransformersEngine(model, precision="fp32", token_budget=200)
+    references = [[plainly(model, prompt, ids) for ids in CONTINUATIONS] for prompt in prompts()]
+    assert np.abs(engine.score(prompts(), CONTINUATIONS) - np.array(references)).max() < 4e-5
+    for kind in ("chunked_attention", "conv", "hybrid"):
+        other = make(tmp_path, "llama")
+        other.network.config.layer_types = [kind] * 2
+        other.network.config.attention_chunk_size = 8
+        assert scoring.method(other.network) is scoring.whole_rows
+
+
+def test_a_window_that_no_layer_has_cuts_nothing(tmp_path: Path) -> None:
+    options = {"layer_types": ["full_attention"] * 2, "use_sliding_window": True}
+    model = make(tmp_path, "qwen2", sliding_window=6, **options)
+    assert scoring.method(model.network) is scoring.block_mask
+    scores = TransformersEngine(model, precision="fp32", token_budget=200).score(
+        prompts(), CONTINUATIONS
+    )
+    references = [[plainly(model, prompt, ids) for ids in CONTINUATIONS] for prompt in prompts()]
+    assert np.abs(scores - np.array(references)).max() < 4e-5
 
 
 def test_flash_attention_gets_a_repeated_cache_and_eager_attention_a_mask_of_numbers(

@@ -70,6 +70,22 @@ def test_padded_rows_of_an_encoder_are_attended_one_by_one(
     assert len(lengths) == 8
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_modernbert_keeps_its_windows(
+    tmp_path: Path, lengths: list[int], dtype: torch.dtype
+) -> None:
+    model = make(tmp_path, "modernbert")
+    inputs = collate(ROWS, model.tokenizer.pad_token_id)
+    with torch.inference_mode(), torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        ours = model.network(**inputs).logits
+        assert len(lengths) == 4  # rows of the layer that has no window
+        use(model, "sdpa")
+        limit = 1e-5 if dtype == torch.float32 else 0.05
+        assert (ours - model.network(**inputs).logits).abs().max() < limit
+        for row, each in zip(ROWS, ours, strict=True):
+            assert (model.network(torch.tensor([row])).logits[0] - each).abs().max() < limit
+
+
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_what_is_not_padded_or_in_front_or_causal_is_attended_together(
     tmp_path: Path, lengths: list[int], family: str
@@ -86,7 +102,7 @@ def test_what_is_not_padded_or_in_front_or_causal_is_attended_together(
     assert not lengths
 
 
-@pytest.mark.parametrize("family", [*ENCODERS, *tiny.DECODERS])
+@pytest.mark.parametrize("family", [*ENCODERS, "modernbert", *tiny.WITH_HEADS])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_training_in_bf16_attends_in_fp32_and_learns_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, dtype: torch.dtype

@@ -31,6 +31,7 @@ TEXTS = [
     "glucose after therapy was no failure",
 ]
 FAMILIES = ["bert", "roberta", "distilbert", "llama", "mistral", "phi", "phi3", "opt"]
+FAMILIES += ["modernbert", "qwen3_5_text", "gemma3_text"]
 
 
 def make(folder: Path, family: str, *, head: Head | None = HEAD, **lora: object) -> BuiltModel:

@@ -27,8 +27,19 @@ NAMES = {
     "phi": "Phi",
     "phi3": "Phi3",
     "opt": "OPT",
+    "modernbert": "ModernBert",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "qwen3_5_text": "Qwen3_5Text",
+    "gemma2": "Gemma2",
+    "gemma3_text": "Gemma3Text",
+    "gemma4_text": "Gemma4Text",
+    "smollm3": "SmolLM3",
+    "ministral3": "Ministral3",
 }
-CASES = [(family, HEAD) for family in NAMES] + [(family, None) for family in tiny.DECODERS]
+WITHOUT_HEAD = {"gemma4_text"}  # in transformers
+CASES = [(family, HEAD) for family in NAMES if family not in WITHOUT_HEAD]
+CASES += [(family, None) for family in tiny.DECODERS]
 every_case = pytest.mark.parametrize(
     ("family", "head"),
     [
@@ -100,9 +111,8 @@ def test_a_family_trains_reloads_and_merges(
 ) -> None:
     path = tiny.base(tmp_path, family)
     model = make(path, head, quantization=quantization)
-    kind = getattr(
-        transformers, f"{NAMES[family]}For{'SequenceClassification' if head else 'CausalLM'}"
-    )
+    name = NAMES[family] if head else NAMES[family].removesuffix("Text")
+    kind = getattr(transformers, f"{name}For{'SequenceClassification' if head else 'CausalLM'}")
     assert type(model.network.get_base_model()) is kind
     losses = train(model, 12)
     assert losses[-1] < 0.7 * losses[0]
@@ -124,14 +134,15 @@ def test_top_layers_and_targets_choose_what_is_adapted(
 ) -> None:
     path = tiny.base(tmp_path, family)
     target = FAMILIES[family].lora_targets[0]
+    head = None if family in WITHOUT_HEAD else HEAD
     model = make(
-        path, HEAD, lora=LoraConfig(r=4, targets=(target,), top_layers=1), quantization=quantization
+        path, head, lora=LoraConfig(r=4, targets=(target,), top_layers=1), quantization=quantization
     )
     (name,) = {name for name, _ in model.network.named_modules() if name.endswith(".lora_A")}
     assert name == f"base_model.model.{model.family.layers_path}.1.{name.split('.1.', 1)[1]}"
     assert name.removesuffix(".lora_A").endswith(f".{target}")
     with pytest.raises(ConfigError, match=f"3 is more than the 2 layers of this {family}"):
-        make(path, HEAD, lora=LoraConfig(top_layers=3), quantization=quantization)
+        make(path, head, lora=LoraConfig(top_layers=3), quantization=quantization)
 
 
 @every_quantization
@@ -207,3 +218,53 @@ def test_a_head_keeps_out_of_four_bits_and_so_does_all_outside_the_layers(tmp_pa
                 any(name.startswith(module) for name in whole)
                 for module in model.family.head_modules
             )
+
+
+def test_modernbert_as_published_keeps_its_trained_prediction_head(tmp_path: Path) -> None:
+    path = tiny.base(tmp_path, "modernbert")
+    config = transformers.AutoConfig.from_pretrained(path)
+    torch.manual_seed(0)
+    masked_lm = transformers.ModernBertForMaskedLM(config)
+    masked_lm.save_pretrained(path)
+    model = make(path, HEAD)
+    assert model.family.head_modules == ("classifier",)
+    head = model.network.get_base_model().head
+    assert torch.equal(head.dense.weight, masked_lm.head.dense.weight)
+    assert not head.dense.weight.requires_grad
+
+
+WRAPPERS = {
+    "gemma3_text": ("Gemma3", {"mm_tokens_per_image": 4}),
+    "gemma4_text": ("Gemma4", {}),
+    "qwen3_5_text": ("Qwen3_5", {}),
+}
+
+
+@every_quantization
+@pytest.mark.parametrize("family", WRAPPERS)
+def test_of_a_model_that_also_reads_images_the_language_model_is_taken(
+    tmp_path: Path, family: str, quantization: str
+) -> None:
+    path = tiny.base(tmp_path, family)
+    name, options = WRAPPERS[family]
+    text = transformers.AutoConfig.from_pretrained(path)
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    heads = "num_heads" if family.startswith("qwen") else "num_attention_heads"
+    config = getattr(transformers, f"{name}Config")(
+        text_config=text.to_dict(), vision_config={**vision, heads: 2}, **options
+    )
+    config.tie_word_embeddings = text.tie_word_embeddings
+    whole = getattr(transformers, f"{name}ForConditionalGeneration")(config)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(path)
+    whole.model.language_model.load_state_dict(plain.model.state_dict())
+    whole.lm_head.load_state_dict(plain.lm_head.state_dict())
+    reference = logits(make(path, None, quantization=quantization).network)
+    whole.save_pretrained(tmp_path / "whole")
+    tiny.tokenizer(family).save_pretrained(tmp_path / "whole")
+    model = make(tmp_path / "whole", None, quantization=quantization)
+    assert model.family.name == family
+    assert torch.equal(logits(model.network), reference)
+    merge_and_export(model, tmp_path / "merged")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert type(again) is type(plain)
+    torch.testing.assert_close(logits(again), reference, atol=1e-4, rtol=0)

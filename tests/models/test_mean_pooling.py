@@ -12,6 +12,7 @@ from medray.engines.transformers import TransformersEngine
 from medray.errors import ConfigError
 from medray.models import sources
 from medray.models.build import BuiltModel, build, merge, merge_and_export, save
+from medray.models.families import ENCODERS
 from medray.models.libraries import base_of
 from medray.registry.loading import load
 from medray.registry.predictions import read_predictions
@@ -42,7 +43,7 @@ def states(model: BuiltModel, row: list[int]) -> torch.Tensor:
         return body(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra", *tiny.DECODERS])
+@pytest.mark.parametrize("family", [*ENCODERS, *tiny.WITH_HEADS])
 def test_every_family_reads_the_mean_of_a_rows_own_tokens(tmp_path: Path, family: str) -> None:
     tiny.base(tmp_path, family)
     token, mean = make(tmp_path, family, "token"), make(tmp_path, family, "mean")

@@ -24,6 +24,8 @@ HEADS = {
     "distilbert": ("classifier",),
     "llama": ("score",),
     "phi3": ("score",),
+    "modernbert": ("classifier", "head"),
+    "qwen3": ("score",),
 }
 
 

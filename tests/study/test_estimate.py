@@ -134,6 +134,12 @@ def test_a_base_in_16_bits_is_counted_in_fp32_but_for_frozen_layers_on_a_gpu(
         ("microsoft/phi-2", "language model", 2779.7),
         ("microsoft/Phi-4-mini-instruct", "language model", 3836.0),
         ("microsoft/phi-4", "language model", 14659.5),
+        ("answerdotai/ModernBERT-base", "head", 149.6),
+        ("google/gemma-3-270m", "language model", 268.1),
+        ("google/gemma-3-1b-it", "language model", 999.9),
+        ("Qwen/Qwen3-0.6B", "language model", 596.0),
+        ("Qwen/Qwen3-4B", "language model", 4022.5),
+        ("HuggingFaceTB/SmolLM3-3B", "language model", 3075.1),
     ],
 )
 def test_published_shapes_have_as_many_weights_as_the_models_they_stand_for(

@@ -63,6 +63,8 @@ _SIZES = {
     "intermediate_size": 48,
     "max_position_embeddings": 130,
 }
+_HEADS: dict[str, Any] = {**_SIZES, "num_key_value_heads": 1, "head_dim": 16}
+_WINDOWS = ["sliding_attention", "full_attention"]
 _KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("Bert", _SIZES),
     "roberta": ("Roberta", _SIZES),
@@ -76,8 +78,36 @@ _KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("Phi3", {**_SIZES, "num_key_value_heads": 1, "bos_token_id": 1, "eos_token_id": 1}),
     "opt": ("OPT", {**_SIZES, "ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.2}),
     "electra": ("Electra", {**_SIZES, "embedding_size": 32}),
+    "modernbert": (
+        "ModernBert",
+        {**_SIZES, "layer_types": _WINDOWS, "local_attention": 8, "cls_token_id": 2}
+        | {"bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3},
+    ),
+    "qwen2": ("Qwen2", {**_SIZES, "num_key_value_heads": 1}),
+    "qwen3": ("Qwen3", _HEADS),
+    "qwen3_5_text": (
+        "Qwen3_5Text",
+        {**_HEADS, "layer_types": ["linear_attention", "full_attention"]}
+        | {"linear_num_key_heads": 2, "linear_num_value_heads": 2}
+        | {"linear_key_head_dim": 16, "linear_value_head_dim": 16},
+    ),
+    "gemma2": ("Gemma2", {**_HEADS, "layer_types": _WINDOWS, "sliding_window": 8}),
+    "gemma3_text": ("Gemma3Text", {**_HEADS, "layer_types": _WINDOWS, "sliding_window": 8}),
+    "gemma4_text": (
+        "Gemma4Text",
+        {**_HEADS, "layer_types": _WINDOWS, "sliding_window": 8, "global_head_dim": 16}
+        | {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 160},
+    ),
+    "smollm3": ("SmolLM3", {**_SIZES, "num_key_value_heads": 1, "no_rope_layers": [1, 0]}),
+    "ministral3": ("Ministral3", _HEADS),
 }
-DECODERS = ("llama", "mistral", "phi", "phi3", "opt")
+DECODERS = (
+    *("llama", "mistral", "phi", "phi3", "opt"),
+    *("qwen2", "qwen3", "qwen3_5_text", "gemma2", "gemma3_text", "gemma4_text"),
+    *("smollm3", "ministral3"),
+)
+# transformers has no Gemma 4 with a head
+WITH_HEADS = tuple(family for family in DECODERS if family != "gemma4_text")
 _places: list[
     Path
 ] = []  # of what is made once for all tests of a process: conftest names one that pytest removes
@@ -119,11 +149,13 @@ def _base(family: str, seed: int, changes_json: str) -> Path:
         {"eos_token_id": tokens.eos_token_id} if family in DECODERS else {}
     )  # else a family's own number: a word of this vocabulary
     config = getattr(transformers, f"{name}Config")(
-        vocab_size=len(tokens),
-        pad_token_id=tokens.pad_token_id,
-        **{"initializer_range": 0.2} | sizes | ends | changes,
+        **{"vocab_size": len(tokens), "pad_token_id": tokens.pad_token_id}
+        | {"initializer_range": 0.2}
+        | sizes
+        | ends
+        | changes,
     )
-    kind = f"{name}ForCausalLM" if family in DECODERS else f"{name}Model"
+    kind = f"{name.removesuffix('Text')}ForCausalLM" if family in DECODERS else f"{name}Model"
     getattr(transformers, kind)(config).save_pretrained(path)
     tokens.save_pretrained(path)
     return path

@@ -159,6 +159,27 @@ def test_a_cut_answer_ends_without_its_end() -> None:
     assert whole.tokens[-1] == tokenizer.eos_token_id
 
 
+# As Qwen3 and Qwen3.5 have it: a switch closes the thought before the answer begins.
+THINKING = TEMPLATE.replace(
+    "assistant\n' }}{% endif %}",
+    "assistant\n<think>\n' }}{% if enable_thinking is defined and not enable_thinking %}"
+    "{{ '\n</think>\n\n' }}{% endif %}{% endif %}",
+)
+
+
+def test_an_answer_is_learned_and_generated_after_a_closed_thought() -> None:
+    tokenizer = chatty(THINKING)
+    tokenizer.add_tokens(["<think>", "</think>"])
+    task = Task(Options(name="instruct", system="", template="chat", max_length=400))
+    example = Example("a", "-", turns=tuple(TALK), response="rhythm of heart")
+    (row,) = task.encode([example], tokenizer)
+    prompt = ChatEncoder(tokenizer, "chat").prompt(TALK, 400).tokens
+    assert row.tokens[: len(prompt)] == prompt
+    assert tokenizer.decode(prompt).split()[-2:] == ["<think>", "</think>"]
+    answer = tokenizer.decode(row.tokens[len(prompt) :])
+    assert answer.split() == ["rhythm", "of", "heart", "<|im_end|>"]
+
+
 PHI = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + "
     "'<|end|>' }}{% endfor %}"
