@@ -146,18 +146,18 @@ class Generation:
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
         if isinstance(cache, SeparateCaches):
-            rows = []
-            for at, own in enumerate(cache.rows):
-                new = slice(-min(int(mask[at].sum()), ids.shape[1]), None)  # without padding
-                rows.append(
-                    self._forward(
-                        ids[at : at + 1, new],
-                        mask[at : at + 1, mask[at].bool()],
-                        positions[at : at + 1, new],
-                        own,
-                    )
+            lengths = mask.sum(1).tolist()
+            alone = [  # without padding
+                (
+                    ids[at : at + 1, -length:],
+                    mask[at : at + 1, -length:],
+                    positions[at : at + 1, -length:],
                 )
-            return torch.cat(rows)
+                for at, length in enumerate(lengths)
+            ]
+            return torch.cat(
+                [self._forward(*row, own) for row, own in zip(alone, cache.rows, strict=True)]
+            )
         place = self.model.device
         optional: dict[str, Any] = {}
         if self._positions:
