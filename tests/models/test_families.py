@@ -12,6 +12,7 @@ from support import tiny
 from medray.config.trial import LoraConfig, ModelOptions
 from medray.errors import ConfigError
 from medray.models import sources
+from medray.models.architecture import is_text_part
 from medray.models.batch import collate
 from medray.models.build import BuiltModel, build, merge_and_export, save
 from medray.models.families import FAMILIES
@@ -263,6 +264,7 @@ def test_of_a_model_that_also_reads_images_the_language_model_is_taken(
     tiny.tokenizer(family).save_pretrained(tmp_path / "whole")
     model = make(tmp_path / "whole", None, quantization=quantization)
     assert model.family.name == family
+    assert [is_text_part(folder) for folder in (path, tmp_path / "whole")] == [False, True]
     assert torch.equal(logits(model.network), reference)
     merge_and_export(model, tmp_path / "merged")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")

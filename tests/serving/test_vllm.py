@@ -112,7 +112,7 @@ def test_several_on_a_base_share_an_engine_with_room_for_all_versions_and_a_sing
         ("cancer", "does not talk"),
         ("dora", "use_dora: True"),
         ("whole", "modules_to_save"),
-        ("gemma", "family 'gemma'; vLLM supports llama"),
+        ("gemma", "family 'gemma'; vLLM supports gemma2, gemma3_text, llama"),
         ("nf4", "in 4 bits"),
         ("output", "outside of the layers"),
     ],
