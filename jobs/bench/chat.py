@@ -15,16 +15,14 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+from servers import Arm, cpu_seconds, free_port, publish, serve_command, server
+
 from medray.config.load import load_study
-
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-from serve import cpu_seconds, free_port, serve_command, server  # jobs/bench/serve.py
 
 PATH = "/v1/chat/completions"
 QUESTIONS = (
@@ -43,12 +41,6 @@ ANSWERS = {
     "other": "Rest, drink water, sleep well, and come back in a week if nothing changes.",
 }
 FIRST = "FastAPI + generate"
-
-
-@dataclass(frozen=True)
-class Arm:
-    command: list[str]
-    environment: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,18 +89,11 @@ def fastapi_app() -> Any:
     return app
 
 
-def publish(args: argparse.Namespace, folder: Path) -> None:
+def publish_talkers(args: argparse.Namespace, folder: Path) -> None:
     """Publish two releases that learned different answers, and export the first one merged.
 
     The answers are longer than the requested number of tokens, so that no text ends early.
     """
-    from medray.data import dataset as datasets
-    from medray.registry.registry import Registry
-    from medray.tasks.base import protocol as tasks
-    from medray.training.material import gather
-    from medray.training.trial import Trial
-
-    registry = Registry(str(folder / "runs"))
     for name, answer in ANSWERS.items():
         rows = [
             {
@@ -133,18 +118,9 @@ def publish(args: argparse.Namespace, folder: Path) -> None:
                 "schedule: constant}"
             ),
         ]
-        config = load_study([], settings)
-        trial_config = config.trial(config.base_models[0])
-        dataset = datasets.load(trial_config.data)
-        task = tasks.fit(trial_config.task, dataset.label_sets(), dataset.train)
-        material = gather(trial_config, dataset, task, folder / name)
-        registry.publish(
-            Trial(trial_config, material, folder / name / "trial", lambda report: None)
-            .run()
-            .checkpoint,
-            name,
-        )
-    registry.resolve("bench@1").export(folder / "merged", merged=True)
+        release, _ = publish(load_study([], settings), folder)
+        if name == next(iter(ANSWERS)):
+            release.export(folder / "merged", merged=True)
 
 
 def arms(folder: Path, port: int, cores: int) -> dict[str, Arm]:
@@ -279,22 +255,17 @@ def main() -> None:
 
         uvicorn.run(fastapi_app(), port=int(os.environ["BENCH_PORT"]), log_level="warning")
         return
-    with tempfile.TemporaryDirectory() as name:
-        folder, port = Path(name), free_port()
-        publish(args, folder)
+    with tempfile.TemporaryDirectory() as place:
+        folder, port = Path(place), free_port()
+        publish_talkers(args, folder)
         before = os.getloadavg()[0]
         runs: dict[str, list[Round]] = {}
         try:
-            for arm, what in arms(folder, port, len(os.sched_getaffinity(0))).items():
-                if args.only is None or any(arm.startswith(beginning) for beginning in args.only):
-                    with server(
-                        what.command,
-                        port,
-                        warm_up=(PATH, body(QUESTIONS[0], 4)),
-                        **what.environment,
-                    ) as pid:
+            for name, arm in arms(folder, port, len(os.sched_getaffinity(0))).items():
+                if args.only is None or any(name.startswith(beginning) for beginning in args.only):
+                    with server(arm, port, warm_up=(PATH, body(QUESTIONS[0], 4))) as pid:
                         measure(port, pid, args)  # warm-up
-                        runs[arm] = [measure(port, pid, args) for _ in range(args.rounds)]
+                        runs[name] = [measure(port, pid, args) for _ in range(args.rounds)]
         finally:  # an arm that does not start must not lose the figures of those before it
             show(runs, (before, os.getloadavg()[0]))
 

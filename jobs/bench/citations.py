@@ -4,20 +4,18 @@
 answers untuned, or the checkpoint of `--checkpoint`. Rows are validation rows of at most
 `task.max_length` tokens. Sufficiency is better if it is low, comprehensiveness if it is high."""
 
-import argparse
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
+from study_model import parser, study_model
 
 from medray.config.load import load_study
 from medray.data import dataset as datasets
 from medray.evaluation.bootstrap import Sums, Tallies, compare, interval, value
 from medray.evaluation.metrics import ratio
-from medray.registry.external import fit_base_model_task
-from medray.registry.loading import base_model_engine, load
 from medray.tasks.base import protocol as tasks
 from medray.tasks.base.citations import evidence_of, of_labels
 from medray.tasks.base.protocol import Calibrated
@@ -27,24 +25,12 @@ FIGURES = ("sufficiency", "comprehensiveness")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("study", help="a YAML file")
-    parser.add_argument("settings", nargs="*", help="key=value")
-    parser.add_argument("--checkpoint", help="a folder; without it, the base model answers")
-    parser.add_argument("--rows", type=int, default=50)
-    args = parser.parse_args()
+    args = parser(__doc__, num_rows=50).parse_args()
     logging.basicConfig(level=logging.ERROR)
     study = load_study([args.study], args.settings)
     config = study.trial(study.base_models[0])
     dataset = datasets.load(config.data, tasks.task_options(config.task).bring)
-    engine: Engine
-    if args.checkpoint:
-        release = load(args.checkpoint)
-        task, engine = release.task, release.engine
-    else:
-        task, engine = fit_base_model_task(config, dataset), base_model_engine(config)
+    task, engine = study_model(args.checkpoint, config, dataset)
     assert isinstance(task, Calibrated), "a task without labels has no citations of labels"
     bare = [example.without_answer() for example in dataset.validation]
     encoded = task.encode(bare, engine.tokenizer)

@@ -5,42 +5,32 @@ untuned, or the checkpoint of `--checkpoint`. The rows are training rows of the 
 safety pairs, so a checkpoint must be trained on other rows. Each row is answered once; then many
 random halves of the answers show how often a promised precision is kept."""
 
-import argparse
 import logging
 from collections import defaultdict
 
 import numpy as np
+from study_model import parser, study_model
 
 from medray.config.load import load_study
 from medray.config.study import CalibrationConfig
-from medray.config.trial import TrialConfig
 from medray.data import dataset as datasets
-from medray.data.dataset import Dataset
 from medray.evaluation import text_calibration
 from medray.evaluation.calibration import calibrate
-from medray.registry.loading import base_model_engine, load
-from medray.tasks.base import protocol as tasks
 from medray.tasks.base.protocol import GradedTexts, TallyTask, Task
-from medray.types import Engine, Example, Prediction
+from medray.types import Example, Prediction
 
 FIGURES = ("accuracy", "ece", "coverage", "answered_accuracy")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("study", help="a YAML file")
-    parser.add_argument("settings", nargs="*", help="key=value")
-    parser.add_argument("--checkpoint", help="a folder; without it, the base model answers")
-    parser.add_argument("--rows", type=int, default=160)
-    parser.add_argument("--halves", type=int, default=100)
-    args = parser.parse_args()
+    options = parser(__doc__, num_rows=160)
+    options.add_argument("--halves", type=int, default=100)
+    args = options.parse_args()
     logging.basicConfig(level=logging.ERROR)
     study = load_study([args.study], args.settings)
     config = study.trial(study.base_models[0])
     dataset = datasets.load(config.data)
-    task, engine = model(args.checkpoint, config, dataset)
+    task, engine = study_model(args.checkpoint, config, dataset)
     rows = list(dataset.train[: args.rows])
     predictions = task.predict(engine, [row.without_answer() for row in rows])
     results = measure(task, predictions, rows, study.calibration, args.halves)
@@ -56,14 +46,6 @@ def main() -> None:
             f"a precision of {promise} is promised with probability "
             f"{study.calibration.abstain_level}: {num_answering} halves answer, {num_kept} keep it"
         )
-
-
-def model(checkpoint: str | None, config: TrialConfig, dataset: Dataset) -> tuple[Task, Engine]:
-    if checkpoint:
-        release = load(checkpoint)
-        return release.task, release.engine
-    task = tasks.fit(config.task, dataset.label_sets(), dataset.train)
-    return task, base_model_engine(config)
 
 
 def measure(

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import serve
+import servers
 from decide_arms import NAME, OPTIONS, QUESTION, parser, read_rows
 
 ARMS = Path(__file__).with_name("decide_arms.py")
@@ -74,9 +74,9 @@ def serving_speed(
     args: Namespace, arm: str, folder: Path, texts: Sequence[str]
 ) -> dict[str, float]:
     """Return requests and CPU seconds of a server that several clients ask about each text."""
-    port = serve.free_port()
+    port = servers.free_port()
     body = {"model": "bench", "state": "a text", "questions": {NAME: QUESTION}}
-    command = serve.serve_command(folder, port)
+    command = servers.serve_command(folder, port)
     if arm == "sysone":
         command = [args.sysone, str(ARMS), *sys.argv[1:], "--arm", "server", str(folder)]
         command += ["--port", str(port)]
@@ -91,14 +91,14 @@ def serving_speed(
             assert json.load(response)["answers"][NAME]["choice"] in OPTIONS
 
     with (
-        serve.server(command, port, warm_up=("/v1/systemone", body)) as pid,
+        servers.server(servers.Arm(command), port, warm_up=("/v1/systemone", body)) as pid,
         ThreadPoolExecutor(_CLIENTS) as pool,
     ):
         list(pool.map(ask, texts[:_CLIENTS]))  # warm-up
-        start, cpu_start = time.monotonic(), serve.cpu_seconds(pid)
+        start, cpu_start = time.monotonic(), servers.cpu_seconds(pid)
         list(pool.map(ask, texts))
         duration_s = time.monotonic() - start
-        cpu_s = serve.cpu_seconds(pid) - cpu_start
+        cpu_s = servers.cpu_seconds(pid) - cpu_start
     return {"requests_per_s": len(texts) / duration_s, "cpu_s_per_request": cpu_s / len(texts)}
 
 

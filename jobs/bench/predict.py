@@ -105,7 +105,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> int:
     """Write a release of one training step, its merged model and the rows; return their number."""
     import serve
 
-    serve.publish(
+    serve.publish_classifier(
         argparse.Namespace(data=args.samples, positive="cancer", base=args.base, texts=1), folder
     )
     with open(args.data, newline="", encoding="utf-8") as file:

@@ -16,28 +16,22 @@ import importlib.util
 import itertools
 import json
 import os
-import signal
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+from servers import Arm, cpu_seconds, free_port, publish, serve_command, server
+
 from medray.config.load import load_study
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
 LEVELS = (1, 8, 32)
-_TICK = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -80,15 +74,9 @@ def flask_app() -> Any:
     return app
 
 
-def publish(args: argparse.Namespace, folder: Path) -> list[str]:
+def publish_classifier(args: argparse.Namespace, folder: Path) -> list[str]:
     """Publish a release of one training step, export its merged model, and return texts for
     requests. More training would not change the speed."""
-    from medray.data import dataset as datasets
-    from medray.registry.registry import Registry
-    from medray.tasks.base import protocol as tasks
-    from medray.training.material import gather
-    from medray.training.trial import Trial
-
     settings = [
         "name=bench",
         f"data.format={{name: raw_abstracts, path: '{args.data}'}}",
@@ -98,16 +86,7 @@ def publish(args: argparse.Namespace, folder: Path) -> list[str]:
         "train.max_steps=1",
         "train.learning_rate=0.001",
     ]
-    config = load_study([], settings)
-    trial_config = config.trial(config.base_models[0])
-    dataset = datasets.load(trial_config.data)
-    material = gather(
-        trial_config, dataset, tasks.fit(trial_config.task, dataset.label_sets()), folder
-    )
-    checkpoint = (
-        Trial(trial_config, material, folder / "trial", lambda report: None).run().checkpoint
-    )
-    release = Registry(str(folder / "runs")).publish(checkpoint, "bench")
+    release, dataset = publish(load_study([], settings), folder)
     release.export(folder / "merged", merged=True)
     return [example.text for example in dataset.unlabelled_test()][: args.texts]
 
@@ -149,66 +128,6 @@ def bare(folder: Path, texts: list[str]) -> dict[str, Run]:
             len(sequence) / duration_s, statistics.median(times), late, cpu / len(sequence), 0
         )
     return runs
-
-
-_WARM_UP = ("/v1/classify", {"text": "warm-up"})
-
-
-@contextmanager
-def server(
-    command: list[str], port: int, *, warm_up: tuple[str, Any] = _WARM_UP, **environment: str
-) -> Iterator[int]:
-    """Start a server, yield its process id once it answers, and end it with its children."""
-    path, body = warm_up
-    process = subprocess.Popen(
-        command,
-        env=os.environ | environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    lines: list[str] = []
-    threading.Thread(target=lambda: lines.extend(process.stderr or ()), daemon=True).start()
-    try:
-        end = time.monotonic() + 400
-        while True:
-            try:
-                request = urllib.request.Request(
-                    f"http://127.0.0.1:{port}{path}",
-                    json.dumps(body).encode(),
-                    {"content-type": "application/json"},
-                )
-                with urllib.request.urlopen(request, timeout=30):
-                    break  # a health route may respond before the model is loaded
-            except OSError:
-                if process.poll() is not None or time.monotonic() > end:
-                    sys.exit(f"{' '.join(command)} did not start:\n{''.join(lines[-20:])}")
-                time.sleep(0.2)
-        yield process.pid
-    finally:
-        process.send_signal(signal.SIGINT if "medray.cli" in command else signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=60)
-        with suppress(ProcessLookupError):  # LitServe leaves processes behind
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def cpu_seconds(root: int) -> float:
-    """Return the CPU time of a process and its descendants, including ended ones."""
-    parents, ticks = {}, {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        number = int(path.parent.name)
-        parents[number], ticks[number] = int(fields[1]), sum(map(int, fields[11:15]))
-    below = {root}
-    while more := {child for child, parent in parents.items() if parent in below} - below:
-        below |= more
-    return sum(ticks.get(number, 0) for number in below) / _TICK
 
 
 def measure(port: int, texts: list[str], clients: int, seconds: float, pid: int) -> Run:
@@ -261,22 +180,7 @@ def measure(port: int, texts: list[str], clients: int, seconds: float, pid: int)
     )
 
 
-def free_port() -> int:
-    """Return a free port below those that the system, and so Ray, assigns by itself."""
-    for port in range(18765, 28765):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)):
-                return port
-    raise RuntimeError("no free port from 18765 to 28765")
-
-
-def serve_command(folder: Path, port: int) -> list[str]:
-    """Return the command that serves the release `bench` of a folder."""
-    command = [sys.executable, "-m", "medray.cli", "serve", "bench", "--port", str(port)]
-    return [*command, "--storage-path", str(folder / "runs")]
-
-
-def arms(folder: Path, port: int, cores: int) -> dict[str, tuple[list[str], dict[str, str]]]:
+def arms(folder: Path, port: int, cores: int) -> dict[str, Arm]:
     here = Path(__file__)
     model = {"BENCH_MODEL": str(folder / "merged"), "BENCH_PORT": str(port), "BENCH_THREADS": "1"}
     gunicorn = [
@@ -293,11 +197,11 @@ def arms(folder: Path, port: int, cores: int) -> dict[str, tuple[list[str], dict
     ]
     ours = serve_command(folder, port)
     return {
-        "gunicorn fp32": (gunicorn, model | {"BENCH_DTYPE": "float32"}),
-        "gunicorn bf16": (gunicorn, model | {"BENCH_DTYPE": "bfloat16"}),
-        "LitServe bf16": ([sys.executable, str(here.with_name("litserve_server.py"))], model),
-        "medray": (ours, {}),
-        "medray, Serve's proxy": (ours, {"RAY_SERVE_ENABLE_HA_PROXY": "0"}),
+        "gunicorn fp32": Arm(gunicorn, model | {"BENCH_DTYPE": "float32"}),
+        "gunicorn bf16": Arm(gunicorn, model | {"BENCH_DTYPE": "bfloat16"}),
+        "LitServe bf16": Arm([sys.executable, str(here.with_name("litserve_server.py"))], model),
+        "medray": Arm(ours),
+        "medray, Serve's proxy": Arm(ours, {"RAY_SERVE_ENABLE_HA_PROXY": "0"}),
     }
 
 
@@ -358,9 +262,7 @@ def _with_rounds(ratios: Sequence[float]) -> str:
     )
 
 
-def choose(
-    beginnings: Sequence[str] | None, every: dict[str, tuple[list[str], dict[str, str]]]
-) -> dict[str, tuple[list[str], dict[str, str]]]:
+def choose(beginnings: Sequence[str] | None, every: dict[str, Arm]) -> dict[str, Arm]:
     """Return the arms to run, without those whose package is not installed."""
     selection = {
         name: arm
@@ -390,21 +292,21 @@ def main() -> None:
     args = parser.parse_args()
     if args.rounds < 1:
         parser.error(f"--rounds: {args.rounds} is too small; give at least 1")
-    with tempfile.TemporaryDirectory() as name:
-        folder, port = Path(name), free_port()
-        texts = publish(args, folder)
+    with tempfile.TemporaryDirectory() as place:
+        folder, port = Path(place), free_port()
+        texts = publish_classifier(args, folder)
         rounds = []
         selection = choose(args.only, arms(folder, port, len(os.sched_getaffinity(0))))
         for number in range(args.rounds):
             rounds.append(Round(bare(folder, texts), {}))
-            for arm, (command, environment) in selection.items():
-                with server(command, port, **environment) as pid:
+            for name, arm in selection.items():
+                with server(arm, port) as pid:
                     levels = {
                         clients: measure(port, texts, clients, args.seconds, pid)
                         for clients in LEVELS
                     }
-                rounds[-1].servers[arm] = levels
-                print(number, arm, levels, file=sys.stderr, flush=True)
+                rounds[-1].servers[name] = levels
+                print(number, name, levels, file=sys.stderr, flush=True)
         show(rounds)
 
 

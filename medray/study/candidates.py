@@ -19,6 +19,7 @@ from medray.tasks.base.protocol import Task, restore, task_options
 from medray.types import Engine, Example, Prediction
 
 if TYPE_CHECKING:
+    from medray.engines.transformers import TransformersEngine
     from medray.registry.loading import LoadedRelease
 
 log = logging.getLogger(__name__)
@@ -214,6 +215,18 @@ def predict_base_model(
     num_threads: int,
     num_gpus: float,
 ) -> tuple[Predictions, list[Prediction]]:
+    task, engine = load_base_model(config, state, num_threads, num_gpus)
+    predictions, seconds = predict_with_time(task, engine, rows)
+    return Predictions(
+        task, predictions, seconds, None, _answer_samples(task, engine)
+    ), task.predict(engine, validation)
+
+
+def load_base_model(
+    config: dict[str, Any], state: dict[str, Any], num_threads: int, num_gpus: float
+) -> tuple[Task, "TransformersEngine"]:
+    """Load a trial's base model before training on the device of this process, and restore its
+    task. A head, if the task has one, is random."""
     with without_garbage_collection():
         import torch
 
@@ -223,8 +236,4 @@ def predict_base_model(
     torch.set_num_threads(num_threads)
     trial = TrialConfig.model_validate(config)
     task = restore(trial.task.model_dump(mode="json"), state)
-    engine = base_model_engine(trial, device=reserved_device(num_gpus))
-    predictions, seconds = predict_with_time(task, engine, rows)
-    return Predictions(
-        task, predictions, seconds, None, _answer_samples(task, engine)
-    ), task.predict(engine, validation)
+    return task, base_model_engine(trial, task.head(), device=reserved_device(num_gpus))

@@ -21,11 +21,10 @@ from medray.evaluation.leaderboard import Entry
 from medray.evaluation.metrics import direction
 from medray.models import architecture, sources
 from medray.models.families import ENCODERS
-from medray.models.imports import without_garbage_collection
-from medray.study.candidates import Caller, Candidate
+from medray.study.candidates import Caller, Candidate, load_base_model
 from medray.study.placement import Placement
 from medray.study.run import slug
-from medray.tasks.base.protocol import Calibrated, QuestionTask, Task, restore
+from medray.tasks.base.protocol import Calibrated, QuestionTask, Task
 from medray.types import Example, Floats, Floats32, Prediction
 
 log = logging.getLogger(__name__)
@@ -77,16 +76,7 @@ def embed(
 ) -> tuple[Floats32, float]:
     """Return the features of texts, of unit length, and the seconds without loading. The windows
     of a long text are averaged."""
-    with without_garbage_collection():
-        import torch
-
-        from medray.models.device import reserved_device
-        from medray.registry.loading import base_model_engine
-
-    torch.set_num_threads(num_threads)
-    trial = TrialConfig.model_validate(config)
-    task = restore(trial.task.model_dump(mode="json"), state)
-    engine = base_model_engine(trial, task.head(), device=reserved_device(num_gpus))
+    task, engine = load_base_model(config, state, num_threads, num_gpus)
     rows = task.encode(
         [Example(str(number), text) for number, text in enumerate(texts)], engine.tokenizer
     )
