@@ -74,7 +74,7 @@ def _from_hints(
         if value and (option not in kind.model_fields or option in layout.options):
             raise ConfigError(
                 f"{path}: --{option}-column does not apply: the layout "
-                f"{layout.options['name']} decides it"
+                f"{layout.options['name']} decides it; drop it"
             )
         for name in [value] if isinstance(value, str) else value or ():
             if name not in layout.columns:
@@ -91,7 +91,7 @@ def _from_hints(
         if "drop_unlabelled" not in kind.model_fields:
             raise ConfigError(
                 f"{path}: --drop-unlabelled does not apply: every row of the layout "
-                f"{layout.options['name']} has a label"
+                f"{layout.options['name']} has a label; drop it"
             )
         options["drop_unlabelled"] = True
     return options

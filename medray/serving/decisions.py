@@ -200,7 +200,7 @@ def _excess(inquiry: Inquiry, limits: Limits) -> Refusal | None:
         return Refusal(
             413,
             "too_many_options",
-            f"questions: one question may have at most {limits.options} options",
+            f"questions: one question may have at most {limits.options} options; give fewer",
             param="questions",
         )
     return None

@@ -46,7 +46,8 @@ def too_large(body_bytes: int) -> Refusal:
 
 
 def too_late(timeout_s: float) -> Refusal:
-    return Refusal(504, "deadline_exceeded", f"the answer was not ready in {timeout_s:g} s")
+    message = f"the answer was not ready in {timeout_s:g} s; send less text, or try again later"
+    return Refusal(504, "deadline_exceeded", message)
 
 
 def full_queue() -> Refusal:

@@ -22,7 +22,8 @@ def refusal_of(err: Exception) -> Refusal:
     # Only a text without tokens causes it. Its message counts rows of a batch, which the client
     # cannot see.
     if isinstance(err, DataError):
-        return Refusal(422, "invalid_request", "a text has no token that the model can read")
+        message = "a text has no token that the model can read; leave it out"
+        return Refusal(422, "invalid_request", message)
     if isinstance(err, QuestionError):
         place = str(err).partition(":")[0]
         return Refusal(400, "unknown_question", str(err), param=place)
@@ -39,6 +40,7 @@ def refusal_of(err: Exception) -> Refusal:
             429, "overloaded", "too many texts are waiting; try again later", RETRY_AFTER_S
         )
     if isinstance(err, LateError):
-        return Refusal(504, "deadline_exceeded", "the answer was not ready in time")
+        message = "the answer was not ready in time; send less text, or try again later"
+        return Refusal(504, "deadline_exceeded", message)
     log.error("%s while generating a text", type(err).__name__)
     return Refusal(500, "internal_error", "the answer ended early; the server's log has the cause")
