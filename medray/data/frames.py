@@ -65,9 +65,16 @@ def _in_plain_types(table: pa.Table) -> pa.Table:
     return table
 
 
-def to_parquet(data: Any) -> bytes:
+def to_parquet(data: Any, label: str | None = None) -> bytes:
+    """Return rows as a file."""
+    table = table_of(data)
+    if label and label in table.column_names and (missing := table.column(label).null_count):
+        raise DataError(
+            f"label {label!r}: {missing} of {table.num_rows} rows have none; fill them in, or "
+            "leave these rows out"
+        )
     sink = pa.BufferOutputStream()
-    pq.write_table(table_of(data), sink)
+    pq.write_table(table, sink)
     content: bytes = sink.getvalue().to_pybytes()
     return content
 

@@ -136,9 +136,9 @@ def fit(
     """Write a first study of a table, run it and return its result.
 
     `data` is a DataFrame of pandas or polars, a `datasets.Dataset`, an Arrow table, a mapping of
-    columns or a list of rows. Its rows are stored once below `storage_path`. Of two labels,
-    `positive` is the one that the figures describe; a metric such as f1_macro needs none. Further
-    keywords are settings, as in `medray.Study`.
+    columns or a list of rows. Its rows are stored once below `storage_path`. Labels such as 0 and
+    1 become the texts '0' and '1'. Of two labels, `positive` is the one that the figures describe;
+    a metric such as f1_macro needs none. Further keywords are settings, as in `medray.Study`.
 
     >>> result = medray.fit(rows, text="text", label="label", metric="f1_macro", **quick)
     >>> result.figures["f1_macro"] <= 1
@@ -174,7 +174,7 @@ def study_of_table(
     storage_path: str,
 ) -> Study:
     """Store the rows of a table, and return the study that `medray init` would write for them."""
-    content = frames.to_parquet(data)
+    content = frames.to_parquet(data, hints.label)
     path = files.absolute(storage_path) / "tables" / f"{files.hash_bytes(content)[:16]}.parquet"
     files.create(path, content)
     sketch = guess.sketch(str(path), hints)

@@ -97,10 +97,18 @@ def test_names_of_classes_go_through_parquet(tmp_path: Path) -> None:
     assert labels_in(data, tmp_path) == [("no",), ("yes",)]
 
 
+def test_numbers_and_truth_values_are_labels_and_a_missing_one_is_named(tmp_path: Path) -> None:
+    table = pd.DataFrame({"text": ["a", "b"], "label": [0, 1]})
+    assert labels_in(table, tmp_path) == [("0",), ("1",)]
+    assert labels_in(table.astype({"label": bool}), tmp_path) == [("false",), ("true",)]
+    with pytest.raises(DataError, match="label 'label': 1 of 2 rows have none; fill them in, or"):
+        frames.to_parquet({"text": ["a", "b"], "label": [0, None]}, "label")
+
+
 def labels_in(data: Any, folder: Path) -> list[tuple[str, ...]]:
     """Return the labels of the rows after they were stored as a file."""
     path = folder / "rows.parquet"
-    path.write_bytes(frames.to_parquet(data))
+    path.write_bytes(frames.to_parquet(data, "label"))
     options = validate(tables.Options, {"name": "tables", "path": str(path)}, where="test")
     return [row.labels for row in tables.read(options)]
 

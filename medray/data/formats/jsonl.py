@@ -33,7 +33,8 @@ from medray.types import Example
 class Options(ColumnOptions):
     name: Literal["jsonl"]
     label: str | None = Field(
-        "label", description="field of the label, or of a list of labels; null for unlabelled rows"
+        "label",
+        description="field of the label, or of a list of labels (0 becomes '0'); null for unlabelled rows",
     )
     id: str | None = Field(None, description="field of the row's id; without it, the line's number")
     split: str | None = Field(None, description="field that says train, validation or test")
@@ -91,14 +92,13 @@ def example(row: dict[str, Any], number: int, options: Options, where: str) -> E
     if options.label and not options.is_dropped(row[options.label]):
         value = row[options.label]
         several = value if isinstance(value, list) else [value]
-        if not all(isinstance(label, str) for label in several):
+        if not all(isinstance(label, str | int) for label in several):
             raise DataError(
-                f"{where}: {options.label!r} must be text or a list of texts, found "
-                f"{type(value).__name__}"
+                f"{where}: {options.label!r} must be text, a whole number, or a list of these, "
+                f"found {type(value).__name__}; write the label in quotes"
             )
-        labels = tuple(
-            dict.fromkeys(check_label(label.strip(), options.labels, where) for label in several)
-        )
+        texts = [as_text(label).strip() for label in several]
+        labels = tuple(dict.fromkeys(check_label(text, options.labels, where) for text in texts))
     names_in_use = {*own_fields.values(), options.split}
     metadata = {
         key: as_text(value)
