@@ -34,7 +34,8 @@ class Options(ColumnOptions):
     name: Literal["jsonl"]
     label: str | None = Field(
         "label",
-        description="field of the label, or of a list of labels (0 becomes '0'); null for unlabelled rows",
+        description="field of the label, or of a list of labels; a number becomes text; null for "
+        "unlabelled rows",
     )
     id: str | None = Field(None, description="field of the row's id; without it, the line's number")
     split: str | None = Field(None, description="field that says train, validation or test")
