@@ -15,14 +15,21 @@ from medray.models import quantization
 from medray.models.precision import DTYPES
 
 
-def move(network: Any, device: str, precision: Precision) -> None:
-    """Move a network to the device that trains it in this precision."""
-    if device == "cuda" and precision != "fp32":
+def keeps_16_bits(device: str, precision: Precision) -> bool:
+    return device == "cuda" and precision != "fp32"
+
+
+def move(network: Any, device: str, precision: Precision, *, moves_weights: bool = True) -> None:
+    """Prepare a network for the device that trains it in this precision, and move it there. A
+    strategy that shards weights moves them itself."""
+    if keeps_16_bits(device, precision):
+        place = device if moves_weights else "cpu"
         for linear in frozen_layers(network):
-            if _narrow(linear, "weight", device, precision) and linear.bias is not None:
-                _narrow(linear, "bias", device, precision)
+            if _narrow(linear, "weight", place, precision) and linear.bias is not None:
+                _narrow(linear, "bias", place, precision)
         quantization.unpack_gradients_to(network, DTYPES[precision])
-    network.to(device)
+    if moves_weights:
+        network.to(device)
 
 
 def widen(network: Any) -> None:
@@ -48,7 +55,8 @@ def exact(network: Any) -> Iterator[None]:
 
     layers = _narrow_layers(network)
     hooks = [layer.register_forward_pre_hook(widen_weights) for layer in layers]
-    hooks += [layer.register_forward_hook(put_back) for layer in layers]
+    # before ZeRO-3's hook, which shards the weights again that its first hook has gathered
+    hooks += [layer.register_forward_hook(put_back, prepend=True) for layer in layers]
     try:
         yield
     finally:

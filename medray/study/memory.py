@@ -13,6 +13,7 @@ from medray.models.precision import default_precision
 from medray.study.workload import Workload
 from medray.tasks.base.protocol import needs_of
 
+GATHER_LIMIT = 1_000_000_000  # numbers: DeepSpeed's stage3_max_live_parameters
 PROCESS = 600_000_000  # bytes of a worker without a model: libraries, or the GPU's context
 
 
@@ -37,7 +38,6 @@ def step_footprint(
     # A GPU chooses 16 bits for `auto`. A CPU may choose fp32, which takes more memory.
     is_half = is_on_gpu and trial.model.precision == "auto"
     precision = "bf16" if is_half else default_precision(trial.model.precision)
-    keeps_type = is_on_gpu and trial.train.zero_stage is None  # DeepSpeed has the base in fp32
     return measure(
         config,
         trial.model,
@@ -46,18 +46,25 @@ def step_footprint(
         needs=needs_of(trial.task),
         precision=precision,
         device=simulated_device(is_on_gpu),
-        frozen_type=stored_type(config, precision) if keeps_type else None,
+        frozen_type=stored_type(config, precision) if is_on_gpu else None,
     )
 
 
 def sharded_bytes(whole: Footprint, zero_stage: int | None, num_workers: int) -> int:
     """Return the bytes per worker when the workers share optimizer state, gradients or weights.
-    To share, they send gradients through a buffer of the same size."""
+    To share, they send gradients through a buffer of the same size, and gather weights."""
     if not zero_stage:
         return whole.peak
     common = whole.moments + (whole.gradients if zero_stage >= 2 else 0)
     common += whole.weights if zero_stage == 3 else 0
-    return whole.peak + whole.gradients - common + math.ceil(common / num_workers)
+    gather = _gather_bytes(whole) if zero_stage == 3 else 0
+    return whole.peak + whole.gradients + gather - common + math.ceil(common / num_workers)
+
+
+def _gather_bytes(whole: Footprint) -> int:
+    """Return the most bytes of weights that ZeRO-3 has gathered at a time."""
+    number_bytes = max(1.0, whole.weights / whole.num_parameters)  # two in 4 bits share one
+    return min(whole.weights, int(GATHER_LIMIT * number_bytes))
 
 
 def advice(

@@ -77,11 +77,12 @@ class Trial:
             self.num_parameters,
             torch.get_num_threads(),
         )
-        if config.train.zero_stage is None:
-            precision = default_precision(config.model.precision, self.device)
-            frozen_weights.move(self.model.network, self.device, precision)
-        elif config.train.zero_stage != 3:  # shards need not fit on one device
-            self.model.network.to(self.device)
+        frozen_weights.move(
+            self.model.network,
+            self.device,
+            default_precision(config.model.precision, self.device),
+            moves_weights=config.train.zero_stage != 3,  # shards need not fit on one device
+        )
         self.slot = self._open_slot()
         self.stop = StopFiles(folder) if distributed.rank() == 0 else None
         self.validation: Validation | None = None

@@ -116,8 +116,7 @@ def test_a_base_in_16_bits_is_counted_in_fp32_but_for_frozen_layers_on_a_gpu(
     assert on_cpu.weights == pytest.approx(4 * on_cpu.num_parameters, rel=0.05)
     assert on_cpu.weights - on_gpu.weights == pytest.approx(2 * on_cpu.num_linear, rel=0.01)
     assert on_cpu.peak - on_gpu.peak > 2 * on_cpu.num_linear, "autocast keeps no copies of them"
-    deepspeed = count(True, strategy="deepspeed", zero_stage=0)
-    assert deepspeed.weights == on_cpu.weights
+    assert count(True, strategy="deepspeed", zero_stage=3) == on_gpu
 
 
 @pytest.mark.parametrize(
@@ -196,10 +195,24 @@ def test_a_base_model_of_unknown_shape_is_told_with_what_is_needed() -> None:
         architecture.find("google-bert/bert-base-cased", None)
 
 
-@pytest.mark.parametrize(("stage", "num_bytes"), [(None, 100), (0, 100), (1, 98), (2, 95), (3, 65)])
+@pytest.mark.parametrize(
+    ("stage", "num_bytes"), [(None, 100), (0, 100), (1, 98), (2, 95), (3, 65 + 40)]
+)
 def test_workers_share_what_the_stage_says(stage: int | None, num_bytes: int) -> None:
+    """Of a model this small, ZeRO-3 gathers all weights beside their shards."""
     whole = Footprint(10, 10, 1, 1.0, weights=40, gradients=4, moments=8, peak=100)
     assert memory.sharded_bytes(whole, stage, 4) == num_bytes
+
+
+@pytest.mark.parametrize(("weight_bytes", "gather_gb"), [(4.0, 4.0), (2.0, 2.0), (0.5, 1.0)])
+def test_zero_3_gathers_as_many_numbers_as_deepspeed_allows(
+    weight_bytes: float, gather_gb: float
+) -> None:
+    zero = pytest.importorskip("deepspeed.runtime.zero.config")
+    assert zero.DeepSpeedZeroConfig().max_live_parameters == memory.GATHER_LIMIT
+    weights = int(7 * weight_bytes * 10**9)
+    whole = Footprint(7 * 10**9, 0, 0, 1.0, weights=weights, gradients=0, moments=0, peak=weights)
+    assert memory.sharded_bytes(whole, 3, 2) == weights / 2 + gather_gb * 10**9
 
 
 def cluster(cpus: float = 8, gpus: float = 0, nodes: int = 1) -> Cluster:

@@ -24,6 +24,7 @@ class Job:
         None  # the step in which the study requests an interrupt, as Ctrl-C does
     )
     choice: bool = False  # train a decoder that picks a label, instead of a head
+    keeps_16_bits: bool = False  # of a frozen base, as a GPU does
 
 
 @dataclass
@@ -36,6 +37,7 @@ class JobResult:
     num_whole: int = 0  # parameters that this rank stores between steps
     num_moves: int = 0  # numbers that DeepSpeed moves to the device as they are
     bucket: int = 0  # numbers that DeepSpeed reserves for gradients
+    num_narrow: int = 0  # weights in bf16
     checkpoints: list[str] = field(default_factory=list)
 
 
@@ -130,12 +132,13 @@ def _count_weights_of_deepspeed() -> dict[str, int]:
 def alone(job: Job) -> JobResult:
     """Run a job in this process, which may be one of several ranks."""
     from medray.errors import MedrayError
+    from medray.models import frozen_weights
     from medray.training import stop
     from medray.training.loop import Loop, TrialInterrupt
 
     result = JobResult()
     job.folder.mkdir(exist_ok=True)
-    take_step, advance = Loop.take_step, Loop.advance
+    take_step, advance, keeps_16_bits = Loop.take_step, Loop.advance, frozen_weights.keeps_16_bits
 
     def recording_step(self: Loop) -> Any:
         if (
@@ -153,6 +156,8 @@ def alone(job: Job) -> JobResult:
             raise _Stop
 
     Loop.take_step, Loop.advance = recording_step, stopping_advance  # type: ignore[method-assign]
+    if job.keeps_16_bits:
+        frozen_weights.keeps_16_bits = lambda device, precision: True
     trial = None
     try:
         study = (tiny.choice_study if job.choice else tiny.study)(job.folder.parent, *job.settings)
@@ -168,6 +173,7 @@ def alone(job: Job) -> JobResult:
         pass
     finally:
         Loop.take_step, Loop.advance = take_step, advance  # type: ignore[method-assign]
+        frozen_weights.keeps_16_bits = keeps_16_bits
     if trial is not None:
         result.scale = (
             trial.loop.strategy.state()["scaler"].get("scale", 1.0)
@@ -175,6 +181,9 @@ def alone(job: Job) -> JobResult:
             else 1.0
         )
         result.engine = type(trial.loop.model).__name__
+        result.num_narrow = sum(
+            parameter.dtype == torch.bfloat16 for parameter in trial.model.network.parameters()
+        )
         result.num_whole = sum(parameter.numel() for parameter in trial.model.network.parameters())
     result.checkpoints = sorted(
         str(path) for path in (job.folder / "trial" / "checkpoints").glob("step-*")

@@ -82,11 +82,20 @@ class Outcomes:
                 strict=True,
             )
         )
+        bf16, in_16_bits = "model.precision=bf16", place / "16 bits"
+        in_16_bits.mkdir()
+        tiny.round_base(tiny.base(in_16_bits, "bert"))
+        tiny.study(in_16_bits, *SETTINGS)
+        self.plain_bf16 = gloo.alone(Job(in_16_bits / "plain", (*SETTINGS, bf16)))
+        narrow = {
+            f"zero {stage}": Job(in_16_bits / f"{stage}", zero(stage, bf16), keeps_16_bits=True)
+            for stage in (2, 3)
+        }
         zero_3 = ("train.strategy=deepspeed", "train.zero_stage=3")
-        results = gloo.run(
-            [Job(place / "choice, zero 3", (*choice, *zero_3), choice=True), *jobs], num_ranks=2
-        )
+        sharded_choice = Job(place / "choice, zero 3", (*choice, *zero_3), choice=True)
+        results = gloo.run([sharded_choice, *narrow.values(), *jobs], num_ranks=2)
         self.sharded_choice = results.pop(0)
+        self.narrow = {name: results.pop(0) for name in narrow}
         self.two = dict(zip(two, results, strict=False))
         self.legs: dict[str, list[JobResult]] = {}
         results = results[len(two) :]
@@ -153,6 +162,17 @@ def test_a_base_in_4_bits_trains_beside_shards_and_in_them(outcomes: Outcomes, n
 def test_the_arithmetic_is_bf16_if_it_is_set(outcomes: Outcomes) -> None:
     assert outcomes.two["zero 2, bf16"].losses == pytest.approx(outcomes.bf16.losses, abs=2e-2)
     assert outcomes.two["zero 2, bf16"].losses != pytest.approx(outcomes.plain.losses, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["zero 2", "zero 3"])
+def test_a_frozen_base_in_16_bits_trains_beside_shards_and_in_them(
+    outcomes: Outcomes, name: str
+) -> None:
+    narrow, plain = outcomes.narrow[name], outcomes.plain_bf16
+    assert narrow.losses == pytest.approx(plain.losses, abs=5e-3)
+    assert (narrow.num_narrow > 20, plain.num_narrow) == (True, 0)
+    for path in narrow.checkpoints:
+        loading.load(path)  # its probe is that of the base in fp32
 
 
 @of(["zero 0, fp16", "zero 2, fp16", "zero 3, fp16"])
