@@ -10,7 +10,6 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
-import torch
 from ray.exceptions import RayError
 
 from medray.batch import driver, pieces
@@ -22,6 +21,7 @@ from medray.batch.shards import TextColumns
 from medray.data.meter import Heartbeat
 from medray.errors import ConfigError, MedrayError
 from medray.models import architecture, sources
+from medray.models.device import take_device
 from medray.registry.registry import Registry
 from medray.runtime.cluster import Cluster, share_of_gpu
 from medray.storage import checkpoint
@@ -145,10 +145,8 @@ def read_pieces(batch: pa.Table, columns: TextColumns, record: Record) -> Iterat
 
 class Actor(Predictor):
     def __init__(self, work: Work) -> None:
-        resources = ray.get_runtime_context().get_assigned_resources()
-        super().__init__(
-            work, "cuda" if resources.get("GPU") and torch.cuda.is_available() else "cpu"
-        )
+        gpus = ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0)
+        super().__init__(work, take_device(gpus))
 
 
 @contextmanager

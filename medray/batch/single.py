@@ -13,6 +13,7 @@ from medray.batch.output import Summary
 from medray.batch.predictor import Predictor, Work
 from medray.data.meter import Heartbeat
 from medray.errors import ConfigError
+from medray.models.device import reserved_device
 
 MOST_ROWS = 2000
 # Small pieces: the first rows are ready after seconds, even with 135 million parameters on 2 cores.
@@ -39,7 +40,7 @@ def predict(plan: BatchPlan, row_count: RowCount, heart: Heartbeat) -> Summary:
     logging.getLogger("medray.serving.opening").setLevel(logging.WARNING)
 
     def predict_pieces(tasks: list[ReadTask], work: Work) -> Iterator[tuple[int, int]]:
-        predictor = Predictor(work, "cuda" if torch.cuda.is_available() else "cpu", is_timed=False)
+        predictor = Predictor(work, reserved_device(None), is_timed=False)
         for task in tasks:
             for piece in task.pieces(plan.columns, work.record):
                 note = predictor.answer(piece)

@@ -52,6 +52,7 @@ def evaluate(
     """Evaluate a release, or a base model before training, on the data of a study's YAML. Each
     reading of test labels is logged."""
     from medray.evaluation import analysis
+    from medray.models.device import reserved_device
     from medray.registry.evaluate import evaluate as evaluate_release
     from medray.registry.evaluate import evaluate_base_model
     from medray.storage import files
@@ -60,13 +61,14 @@ def evaluate(
     minimums = dict(_minimum(option) for option in at_least or ())
     study = load(arguments)
     log_dir = files.absolute(study.storage_path) / "test_log"
+    device = reserved_device(study.resources.gpus_per_worker)
     base = next((base for base in study.base_models if base.source == model), None)
     if base and not_worse_than:
         raise UsageError(
             f"--not-worse-than applies to a release, and {model} is a base model; drop it"
         )
     if base:
-        evaluation = evaluate_base_model(study.trial(base), split, log_dir=log_dir)
+        evaluation = evaluate_base_model(study.trial(base), split, log_dir=log_dir, device=device)
     else:
         evaluation = evaluate_release(
             model,
@@ -75,6 +77,7 @@ def evaluate(
             storage_path=storage_path or study.storage_path,
             log_dir=log_dir,
             against=not_worse_than or (),
+            device=device,
         )
     refusals = evaluation.refusals(minimums)
     values = evaluation.metrics.values

@@ -24,6 +24,19 @@ def reserved_device(num_gpus: float | None) -> str:
     return "cuda" if num_gpus != 0 and torch.cuda.is_available() else "cpu"
 
 
+def limit_memory(gpus: float) -> None:
+    """Bound this process to its part of a GPU's memory, so that it cannot take another's. A trial
+    that needs more halves its token budget, and batches without gradients follow the part."""
+    if gpus and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gpus))
+
+
+def take_device(num_gpus: float) -> str:
+    """Bound this process to the GPUs that are reserved for it, and return its device."""
+    limit_memory(num_gpus)
+    return reserved_device(num_gpus)
+
+
 def free_memory() -> None:
     """Give the memory of objects that are no longer used back to the device."""
     gc.collect()

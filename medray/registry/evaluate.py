@@ -91,13 +91,14 @@ def evaluate(
     storage_path: str,
     log_dir: Path,
     against: Sequence[str] = (),
+    device: str = "cpu",
 ) -> ReleaseEvaluation:
     """Predict the rows without their labels, then read the labels and score. Compare the release
     with those in `against` on the same rows."""
-    release = _load(of, storage_path)
+    release = _load(of, storage_path, device)
     dataset = datasets.load(data, release.task.options.bring)
     _check_unseen(release, dataset, part)
-    others = [_load(reference, storage_path) for reference in against]
+    others = [_load(reference, storage_path, device) for reference in against]
     for other in others:
         _check_unseen(other, dataset, part)
     return _evaluate(
@@ -113,7 +114,7 @@ def evaluate(
 
 
 def evaluate_base_model(
-    config: TrialConfig, part: EvaluationSplit, *, log_dir: Path
+    config: TrialConfig, part: EvaluationSplit, *, log_dir: Path, device: str = "cpu"
 ) -> ReleaseEvaluation:
     """Evaluate the base model of a trial before training."""
     dataset = datasets.load(config.data, tasks.task_options(config.task).bring)
@@ -121,7 +122,7 @@ def evaluate_base_model(
     return _evaluate(
         f"{config.model.source}, untuned",
         task,
-        loading.base_model_engine(config),
+        loading.base_model_engine(config, device=device),
         AS_IT_IS,
         dataset,
         part,
@@ -182,12 +183,12 @@ def _calibrate_answers(
     )
 
 
-def _load(of: str, storage_path: str) -> LoadedRelease:
+def _load(of: str, storage_path: str, device: str) -> LoadedRelease:
     """Load a checkpoint's folder, or a release."""
     return (
-        loading.load(of)
+        loading.load(of, device=device)
         if (Path(of) / checkpoint.MANIFEST).is_file()
-        else Registry(storage_path).resolve(of).load()
+        else Registry(storage_path).resolve(of).load(device=device)
     )
 
 

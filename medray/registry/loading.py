@@ -279,12 +279,12 @@ def find_base(where: str, manifest: Manifest) -> Base:
 def base_model_engine(
     config: TrialConfig, head: Head | None = None, *, device: str = "cpu"
 ) -> TransformersEngine:
-    """Return an engine with a trial's base model before training, whose head, if any, is random. It
-    computes in fp32 if the trial names no precision."""
+    """Return an engine with a trial's base model before training, whose head, if any, is random. If
+    the trial names no precision, it computes in fp32, or on a GPU in the GPU's own."""
     model = build(
         sources.resolve(config.model.source, config.model.revision), head, config.model, None
     )
-    precision = default_precision(config.model.precision)
+    precision = default_precision(config.model.precision, device)
     frozen_weights.move(model.network, device, precision)
     return TransformersEngine(
         model,

@@ -3,7 +3,6 @@ reports, and holds no arithmetic."""
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from ray.util.metrics import Gauge
 
 from medray.errors import DataError, ServingError
 from medray.evaluation.calibration import calibrate
+from medray.models.device import take_device
 from medray.registry.loading import LoadedRelease
 from medray.registry.predictions import read_predictions
 from medray.registry.registry import Registry
@@ -74,10 +74,10 @@ class ReleaseReplica:
         threads = max(1, int(resources.get("CPU", 1)))
         torch.set_num_threads(threads)
         self.options = options
-        self.device = "cuda" if resources.get("GPU") and torch.cuda.is_available() else "cpu"
-        gpus = math.ceil(resources.get("GPU", 0)) if self.device == "cuda" else 0
+        gpus = resources.get("GPU", 0.0)
+        self.device = take_device(gpus)
         self.vllm_models = (
-            VllmModels(group, options, threads=threads, gpus=gpus)
+            VllmModels(group, options, threads=threads, gpus=gpus if self.device == "cuda" else 0)
             if group.engine == "vllm"
             else None
         )

@@ -2,6 +2,7 @@
 their base."""
 
 import logging
+import math
 import threading
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,10 @@ _ROUNDING, _ANOTHER, _RELATIVE = 1.0, 0.5, 0.01
 
 class VllmModels:
     def __init__(
-        self, group: ReleaseGroup, options: AppOptions, *, threads: int, gpus: int
+        self, group: ReleaseGroup, options: AppOptions, *, threads: int, gpus: float
     ) -> None:
-        self.group, self.options, self.threads, self.gpus = group, options, threads, gpus
+        self.group, self.options, self.threads = group, options, threads
+        self.gpus = math.ceil(gpus)  # a part of one counts as one
         self.precision = (
             fast_precision("cuda" if gpus else "cpu")
             if options.precision == "auto"

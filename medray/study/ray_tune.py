@@ -54,7 +54,8 @@ def call(
 
     # Without GPUs, Ray runs the next call in the same process, whose imports are then complete.
     def call_and_free(*values: Any) -> Any:
-        from medray.training.worker import give_memory_back, limit_memory
+        from medray.models.device import limit_memory
+        from medray.training.worker import give_memory_back
 
         limit_memory(placement.gpus)
         try:

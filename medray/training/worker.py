@@ -16,6 +16,7 @@ import torch
 from medray.config.schema import validate
 from medray.config.trial import TrialConfig
 from medray.errors import MedrayError
+from medray.models.device import limit_memory
 from medray.records import Evaluation
 from medray.training import distributed
 from medray.training.assignment import Assignment, TrialReport, failure
@@ -98,13 +99,6 @@ def _train(desk: WorkerDesk, number: int, assignment: Assignment, node: str) -> 
     else:
         if distributed.rank() == 0:
             desk.finish(number)
-
-
-def limit_memory(gpus: float) -> None:
-    """Bound this process to its part of a GPU's memory, so that it cannot take another's. A trial
-    that needs more halves its token budget."""
-    if gpus and torch.cuda.is_available():
-        torch.cuda.set_per_process_memory_fraction(min(1.0, gpus))
 
 
 def give_memory_back() -> None:

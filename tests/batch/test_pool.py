@@ -1,12 +1,16 @@
 """The actors of a prediction on a cluster, and the part of a GPU that each has."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from support import tiny
 
+from medray.batch import pool
 from medray.batch.driver import BatchRequest, prepare
 from medray.batch.pool import Pool, actors_per_gpu
+from medray.batch.predictor import Predictor, Work
 from medray.models import architecture
 from medray.registry.registry import Registry
 from medray.runtime.cluster import Cluster, Node
@@ -43,3 +47,21 @@ def test_the_size_of_the_base_model_decides_how_many_actors_share_a_gpu(
     )
     monkeypatch.setattr(architecture, "outline", lambda *arguments: (large, outline(*arguments)[1]))
     assert actors_per_gpu(plan) == 1
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device", "limits"), [(0.25, "cuda", [0.25]), (1.0, "cuda", [1.0]), (0, "cpu", [])]
+)
+def test_an_actor_has_its_part_of_a_gpu_and_of_its_memory(
+    monkeypatch: pytest.MonkeyPatch, gpus: float, device: str, limits: list[float]
+) -> None:
+    parts: list[float] = []
+    devices: list[str] = []
+    resources = {"CPU": 1.0} | ({"GPU": gpus} if gpus else {})
+    context = SimpleNamespace(get_assigned_resources=lambda: resources)
+    monkeypatch.setattr(pool.ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", parts.append)
+    monkeypatch.setattr(Predictor, "__init__", lambda self, work, device: devices.append(device))
+    pool.Actor(Work(None, "runs", "out", 1))  # type: ignore[arg-type]
+    assert (devices, parts) == ([device], limits)

@@ -2,6 +2,7 @@
 
 tests/test_cuda.py runs this file in a process of its own."""
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,8 @@ import torch
 from support import tiny
 from support.pretend_cuda import Device
 
+from medray import cli
+from medray.config.load import dump_settings
 from medray.config.trial import Precision
 from medray.engines.transformers import TransformersEngine
 from medray.models import adapter, build
@@ -145,6 +148,28 @@ def test_a_greedy_step_moves_a_number_per_row_and_no_logits(tmp_path: Path, gpu:
         return sum(count for place, count in gpu.syncs.items() if "generation" in place)
 
     assert num_copies(Sampling(8)) < num_copies(Sampling(8, logprobs=1))
+
+
+def test_an_evaluation_takes_the_gpu_unless_its_study_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = tiny.study(tmp_path, family="bert", num_rows=24)
+    publish(tmp_path, "classification", "bert")
+    path = tmp_path / "study.yaml"
+    path.write_text(dump_settings(study))
+    devices, results, load = [], [], loading.load
+
+    def load_and_note(place: Path, *, device: str = "cpu", **options: Any) -> Any:
+        devices.append(device)
+        return load(place, device=device, **options)
+
+    monkeypatch.setattr(loading, "load", load_and_note)
+    for settings in ((), ("resources.gpus_per_worker=0",)):
+        call = ["evaluate", "cancer@1", str(path), *settings, "--split", "validation"]
+        assert cli.main([*call, "--storage-path", str(tmp_path / "runs"), "--json"]) == 0
+        results.append(json.loads(capsys.readouterr().out)["metrics"]["values"])
+    assert devices == ["cuda", "cpu"]
+    assert results[0] == pytest.approx(results[1], abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["classification", "instruct"])

@@ -70,7 +70,9 @@ def losses(result: TrialResult) -> list[float]:
 def test_a_trial_has_the_losses_of_a_cpu_and_its_checkpoint_loads_and_merges_on_both(
     tmp_path: Path, kind: str, family: str
 ) -> None:
-    losses_on_cpu = losses(make(tmp_path, kind, family, ON_CPU).run())
+    trial_on_cpu = make(tmp_path, kind, family, ON_CPU)
+    assert trial_on_cpu.device == "cpu", "a GPU that is not reserved stays free"
+    losses_on_cpu = losses(trial_on_cpu.run())
     trial = make(tmp_path, kind, family)
     assert trial.device == "cuda"
     result = trial.run()
@@ -182,8 +184,9 @@ def test_frozen_weights_that_16_bits_hold_stay_in_them_with_the_same_losses(
 
 def test_a_base_model_before_training_lies_in_16_bits_too(tmp_path: Path) -> None:
     tiny.round_base(tiny.base(tmp_path, "llama"))
-    config = make(tmp_path, "choice", "llama", "model.precision=bf16").config
+    config = make(tmp_path, "choice", "llama", "model.precision=auto").config
     engines = [loading.base_model_engine(config, device=device) for device in ("cpu", "cuda")]
+    assert [engine.precision for engine in engines] == ["fp32", "bf16"]
     layer = engines[1].network.model.layers[0].mlp.up_proj
     assert layer.weight.dtype == torch.bfloat16
     on_cpu, on_device = (engine.score([[5, 6, 7]], [[8, 9]]) for engine in engines)

@@ -11,6 +11,7 @@ import torch
 from support import tiny
 
 from medray.engines.vllm import engine as vllm
+from medray.errors import ServingError
 from medray.models.precision import fast_precision
 
 CARD = 24_000_000_000
@@ -23,7 +24,13 @@ def settings(folder: Path) -> vllm.Settings:
 
 
 @pytest.fixture
-def start_options(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def build() -> dict[str, str]:
+    """Return the device that vLLM is built for, which a test may change."""
+    return {"device": "cuda"}
+
+
+@pytest.fixture
+def start_options(build: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Return a list that receives the options of each start."""
     starts: list[dict[str, Any]] = []
 
@@ -41,6 +48,9 @@ def start_options(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         "vllm": {},
         "vllm.engine": {},
         "vllm.engine.arg_utils": {"AsyncEngineArgs": lambda **options: options},
+        "vllm.platforms": {
+            "current_platform": SimpleNamespace(is_cpu=lambda: build["device"] == "cpu")
+        },
         "vllm.v1": {},
         "vllm.v1.engine": {},
         "vllm.v1.engine.async_llm": {"AsyncLLM": type("AsyncLLM", (Engine,), {"errored": False})},
@@ -73,12 +83,40 @@ def test_more_cache_requires_more_of_the_gpu_and_never_more_than_all(tmp_path: P
 
 
 def test_an_engine_on_a_cpu_says_nothing_of_a_gpu(
-    tmp_path: Path, start_options: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    build: dict[str, str],
+    start_options: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("VLLM_CPU_OMP_THREADS_BIND", "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
+    build["device"] = "cpu"
     vllm.Core(replace(settings(tmp_path), gpus=0))
     assert "gpu_memory_utilization" not in start_options[0]
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "message"),
+    [
+        ("cuda", 0, "built for GPUs, and this deployment has none; change gpus, install the other"),
+        ("cpu", 1, "built for CPUs, and this deployment has one; change gpus, install the other"),
+    ],
+)
+def test_a_build_of_vllm_that_would_take_a_gpu_or_leave_one_idle_is_refused(
+    tmp_path: Path,
+    build: dict[str, str],
+    start_options: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    gpus: int,
+    message: str,
+) -> None:
+    for name in ("VLLM_CPU_OMP_THREADS_BIND", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+    build["device"] = device
+    with pytest.raises(ServingError, match=f"llama: the installed vLLM is {message}"):
+        vllm.Core(replace(settings(tmp_path), gpus=gpus))
+    assert not start_options
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ def test_workers_know_the_dashboard_and_poll_often(cluster: Cluster) -> None:
     assert variables["RAY_API_SERVER_ADDRESS"] == cluster.dashboard
     assert variables["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "0.3"
     assert variables["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert variables["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
 
 
 def test_a_ray_that_a_busy_machine_starts_too_slowly_is_reported_without_a_traceback(

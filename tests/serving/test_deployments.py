@@ -2,13 +2,16 @@
 enough, else an equal part."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from ray.serve import Application
 from support import tiny
 
 from medray.registry.registry import Registry
+from medray.serving import replica
 from medray.serving.deployments import Deployments, is_one_deployment
 from medray.serving.schemas import AppOptions
 from medray.serving.vllm import ReleaseGroup
@@ -54,6 +57,32 @@ def test_replicas_get_a_gpu_each_or_an_equal_part_and_what_is_set_holds(
         assert actor.get("num_gpus") == share
         assert actor["num_cpus"] == 1
     assert (share or 0) * 2 * settings.get("replicas", 1) <= num_gpus or "gpus" in settings
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device", "limits"), [(0.5, "cuda", [0.5]), (2.0, "cuda", [1.0]), (0, "cpu", [])]
+)
+def test_a_replica_has_its_part_of_a_gpu_and_of_its_memory(
+    monkeypatch: pytest.MonkeyPatch, gpus: float, device: str, limits: list[float]
+) -> None:
+    class EndOfStart(Exception):
+        """Ends the start of a replica when it has chosen its device."""
+
+    def end() -> None:
+        raise EndOfStart
+
+    parts: list[float] = []
+    resources = {"CPU": 1.0} | ({"GPU": gpus} if gpus else {})
+    context = SimpleNamespace(get_assigned_resources=lambda: resources)
+    monkeypatch.setattr(replica, "prepare", lambda: None)
+    monkeypatch.setattr(replica.ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(replica.serve, "get_replica_context", end)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", parts.append)
+    one = object.__new__(replica.ReleaseReplica)
+    with pytest.raises(EndOfStart):
+        replica.ReleaseReplica.__init__(one, ONE, AppOptions(releases=("cancer",)))
+    assert (one.device, parts) == (device, limits)
 
 
 ONE = ReleaseGroup("transformers", ("cancer",))

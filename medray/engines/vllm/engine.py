@@ -78,6 +78,8 @@ class Core:
             self.llm = self.submit(_start(settings)).result(timeout=_START_S)
         except Exception as err:  # vLLM raises any type; its processes have ended then
             self._loop.call_soon_threadsafe(self._loop.stop)
+            if isinstance(err, ServingError):
+                raise
             raise ServingError(
                 f"{settings.folder}: vLLM does not start: {type(err).__name__}: "
                 f"{str(err).splitlines()[0][:300]}"
@@ -247,8 +249,21 @@ class VllmEngine:
         )
 
 
+def _check_build(settings: Settings) -> None:
+    """Raise where vLLM's build would take a GPU that is not reserved, or leave one unused."""
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu() == bool(settings.gpus):
+        build, gpus = ("CPUs", "has one") if settings.gpus else ("GPUs", "has none")
+        raise ServingError(
+            f"{settings.folder}: the installed vLLM is built for {build}, and this deployment "
+            f"{gpus}; change gpus, install the other build, or set engine: transformers"
+        )
+
+
 async def _start(settings: Settings) -> Any:
     set_environment(settings)
+    _check_build(settings)
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
