@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,10 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from gpu_shapes import has_gpu, open_trial, start_loop, write_base, write_rows
 from support import tiny
 
+from medray.models.device import free_memory
 from medray.registry.loading import check_probe, load, probe_outputs
 from medray.training.loop import Loop
 from medray.types import Sampling, gather
@@ -24,12 +27,13 @@ if TYPE_CHECKING:
 NF4, CHECKPOINTS = "model.quantization=nf4", "model.gradient_checkpointing=true"
 BF16, FP16 = "model.precision=bf16", "model.precision=fp16"
 TOLERANCE = {"fp32": 2e-3, "half": 0.1}  # of a training loss
+SHAPE_OF_LIMIT = ("135m", 240)  # of the base model that runs out of memory, and words of its rows
 PROMPTS = [[10, 11, 12], [20] * 17, [9, 13, 14], [15], [16, 17, 18, 19], [30, 31] * 6]
 
 
 def cases() -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """Yield kinds of studies, families and settings."""
-    for family in ("bert", "roberta", "distilbert"):
+    for family in ("bert", "roberta", "distilbert", "electra"):
         yield "classification", family, ()
     for family in ("llama", "mistral", "phi", "phi3", "opt"):
         yield "choice", family, ()
@@ -198,33 +202,43 @@ def compare_resume() -> dict[str, Any]:
 
 
 def halve() -> dict[str, Any]:
-    """Run out of a small part of the GPU's memory: the step is repeated in halves, with the same
-    loss."""
-    if not torch.cuda.is_available() or not torch.cuda.max_memory_allocated():
+    """Run out of memory at a limit between the weights and the peak of a step: the step is repeated
+    in parts, with the same loss."""
+    if not has_gpu():
         return {"skip": "needs the memory of a GPU"}
-    settings = ("train.epochs=1", "lora.dropout=0", "train.samples_per_step=32")
+    shape, num_words = SHAPE_OF_LIMIT
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        tiny.base(
-            folder, "llama", hidden_size=1024, intermediate_size=4096, max_position_embeddings=600
-        )
-        study = tiny.study(folder, *settings, "train.token_budget=2000", family="llama")
-        torch.cuda.reset_peak_memory_stats()
-        losses = [row.train_loss for row in tiny.trial(study, folder).run().history]
+        write_rows(folder, 64, num_words)
+        write_base(shape, folder)
+        whole, least = take_two_steps(folder / f"base-{shape}", folder)
+        most = torch.cuda.max_memory_allocated()
+        free_memory()
         total = torch.cuda.get_device_properties(0).total_memory
-        share = 0.8 * torch.cuda.max_memory_allocated() / total
-        shutil.rmtree(folder / "trial")
-        torch.cuda.empty_cache()
-        torch.cuda.set_per_process_memory_fraction(share)
+        torch.cuda.set_per_process_memory_fraction((least + most) / 2 / total)
         try:
-            trial = tiny.trial(study, folder)
-            small = [row.train_loss for row in trial.run().history]
+            parts, _ = take_two_steps(folder / f"base-{shape}", folder)
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0)
-    difference = float(np.abs(np.array(losses) - np.array(small)).max())
-    budget = trial.loop.token_budget
+    difference = float(np.abs(np.array(whole.losses) - np.array(parts.losses)).max())
     return {
-        "budget": budget,
+        "budget": whole.budget,
+        "budget_after": parts.budget,
         "difference": difference,
-        "is_right": difference < TOLERANCE["fp32"] and budget < 2000,
+        "is_right": difference < TOLERANCE["fp32"] and parts.budget < whole.budget,
     }
+
+
+@dataclass(frozen=True)
+class Steps:
+    losses: list[float]
+    budget: int  # tokens per micro-batch after them
+
+
+def take_two_steps(base: Path, folder: Path) -> tuple[Steps, int]:
+    """Return two steps in fp32, and the memory before them, which is that of the weights."""
+    settings = ("model.precision=fp32", "lora.dropout=0")
+    loop = start_loop(open_trial(base, folder, *settings))
+    least = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    return Steps([loop.take_step()[0] for _ in range(2)], loop.token_budget), least

@@ -160,8 +160,13 @@ def tutorial_model(base: Path, is_qlora: bool) -> Any:
             llm_int8_skip_modules=["score"],
         )
     model = AutoModelForSequenceClassification.from_pretrained(
-        base, dtype=torch.bfloat16, num_labels=2, device_map={"": device()}, **options
-    )
+        base,
+        dtype=torch.bfloat16,
+        num_labels=2,
+        # bitsandbytes has no kernels of the device in name
+        device_map={"": device() if has_gpu() else "cpu"},
+        **options,
+    ).to(device())
     model.config.use_cache = False
     if is_qlora:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)

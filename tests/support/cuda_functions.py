@@ -24,6 +24,7 @@ def functions(capability: tuple[int, int]) -> dict[str, Any]:
         "device_count": 1,
         "current_device": 0,
         "_lazy_init": None,
+        "set_device": None,
         "synchronize": None,
         "empty_cache": None,
         "is_bf16_supported": capability >= (8, 0),
