@@ -177,7 +177,7 @@ def test_frozen_weights_that_16_bits_hold_stay_in_them_with_the_same_losses(
     result = trial.run()
     loading.load(result.checkpoint, device="cpu")  # the probe is that of the base in fp32
     monkeypatch.setattr(
-        frozen_weights, "move", lambda network, device, precision: network.to(device)
+        frozen_weights, "move", lambda network, device, precision, **_: network.to(device)
     )
     assert losses(make(tmp_path, kind, family, *settings).run()) == losses(result)
 

@@ -113,7 +113,7 @@ def test_a_table_that_cannot_be_right_is_named_with_the_line_its_row_starts_on(
         ('{"id": null, "text": "a", "label": "x"}', "the id is empty"),
         (
             '{"id": 1, "text": "a", "label": null}',
-            "must be text or a list of texts, found NoneType",
+            "must be text, a whole number, or a list of these, found NoneType",
         ),
         ('{"id": 1, "text": "a", "label": "x", "split": 3}', "'split' must be text, found int"),
         ('{"id": 1, "text": "\\ud800", "label": "x"}', "half of a surrogate pair"),

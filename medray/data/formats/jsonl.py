@@ -96,7 +96,7 @@ def example(row: dict[str, Any], number: int, options: Options, where: str) -> E
         if not all(isinstance(label, str | int) for label in several):
             raise DataError(
                 f"{where}: {options.label!r} must be text, a whole number, or a list of these, "
-                f"found {type(value).__name__}; write the label in quotes"
+                f"found {type(value).__name__}; write each label as text"
             )
         texts = [as_text(label).strip() for label in several]
         labels = tuple(dict.fromkeys(check_label(text, options.labels, where) for text in texts))
