@@ -51,7 +51,9 @@ def _table(data: Any) -> pa.Table | None:
     if isinstance(data, Mapping):
         return pa.table({str(name): list(values) for name, values in data.items()})
     if isinstance(data, Sequence) and all(isinstance(row, Mapping) for row in data):
-        return pa.Table.from_pylist(list(data))
+        return pa.Table.from_pylist(
+            [{str(name): value for name, value in row.items()} for row in data]
+        )
     return None
 
 
@@ -65,10 +67,14 @@ def _in_plain_types(table: pa.Table) -> pa.Table:
     return table
 
 
-def to_parquet(data: Any, label: str | None = None) -> bytes:
-    """Return rows as a file."""
+def to_parquet(data: Any, text: Sequence[str], label: str, id: str | None = None) -> bytes:
+    """Return rows as a file. The columns that are named must exist."""
     table = table_of(data)
-    if label and label in table.column_names and (missing := table.column(label).null_count):
+    columns = [*(("text", name) for name in text), ("label", label), ("id", id)]
+    for role, name in columns:
+        if name is not None:
+            _check_column(table, role, name)
+    if missing := table.column(label).null_count:
         raise DataError(
             f"label {label!r}: {missing} of {table.num_rows} rows have none; fill them in, or "
             "leave these rows out"
@@ -79,14 +85,15 @@ def to_parquet(data: Any, label: str | None = None) -> bytes:
     return content
 
 
-def examples_of(data: Any, text: str | None) -> list[Example]:
+def examples_of(data: Any, text: str | int | None) -> list[Example]:
     """Return the rows of a table to predict, with their positions as ids. The column of the text is
     found by its name where `text` is None."""
     table = table_of(data)
-    names = [text] if text else list(prediction_columns(_columns(table)).text)
-    for name in names:
-        if name not in table.column_names:
-            raise DataError(f"text {name!r}: {suggest(name, table.column_names)}")
+    if text is None:
+        names = list(prediction_columns(_columns(table)).text)
+    else:
+        names = [str(text)]
+        _check_column(table, "text", names[0])
     if not names:
         raise DataError(
             f"the data: which column is the text is not clear; the columns are "
@@ -97,6 +104,11 @@ def examples_of(data: Any, text: str | None) -> list[Example]:
         Example(str(number), " ".join(str(value) for value in values if value is not None))
         for number, values in enumerate(zip(*columns, strict=True))
     ]
+
+
+def _check_column(table: pa.Table, role: str, name: str) -> None:
+    if name not in table.column_names:
+        raise DataError(f"{role} {name!r}: {suggest(name, table.column_names)}")
 
 
 def check_text(value: Any, where: str) -> str:

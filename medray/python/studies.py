@@ -121,10 +121,10 @@ def fit(
     data: Any,
     /,
     *,
-    text: str | Sequence[str],
-    label: str,
+    text: str | int | Sequence[str | int],
+    label: str | int,
     name: str = "python",
-    id: str | None = None,
+    id: str | int | None = None,
     positive: str | None = None,
     metric: str | None = None,
     base_models: Sequence[str] = (),
@@ -146,7 +146,9 @@ def fit(
     """
     study = study_of_table(
         data,
-        Hints((text,) if isinstance(text, str) else tuple(text), label, id),
+        text=[str(one) for one in ((text,) if isinstance(text, str | int) else text)],
+        label=str(label),
+        id=None if id is None else str(id),
         name=name,
         positive=positive,
         metric=metric,
@@ -166,22 +168,24 @@ def fit(
 
 def study_of_table(
     data: Any,
-    hints: Hints,
     *,
+    text: Sequence[str],
+    label: str,
+    id: str | None,
     name: str,
     positive: str | None,
     metric: str | None,
     storage_path: str,
 ) -> Study:
     """Store the rows of a table, and return the study that `medray init` would write for them."""
-    content = frames.to_parquet(data, hints.label)
+    content = frames.to_parquet(data, text, label, id)
     path = files.absolute(storage_path) / "tables" / f"{files.hash_bytes(content)[:16]}.parquet"
     files.create(path, content)
-    sketch = guess.sketch(str(path), hints)
+    sketch = guess.sketch(str(path), Hints(tuple(text), label, id))
     is_binary = len(sketch.labels) == 2 and not (sketch.multi_label or sketch.has_mentions)
     if is_binary and positive is None and metric in (None, "f1_binary"):
         raise ConfigError(
-            f"label {hints.label!r}: there are two labels, {guess.render_counts(sketch.labels)}; "
+            f"label {label!r}: there are two labels, {guess.render_counts(sketch.labels)}; "
             "name the one that F1 is about, as in positive='LABEL', or give metric='f1_macro'"
         )
     # As in scikit-learn, the last of two labels is the positive one, where the metric names none.

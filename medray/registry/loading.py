@@ -100,7 +100,7 @@ class LoadedRelease:
         )
         return self.engine
 
-    def predict(self, inputs: Any, *, text: str | None = None) -> list[Prediction]:
+    def predict(self, inputs: Any, *, text: str | int | None = None) -> list[Prediction]:
         """Return one calibrated prediction per input, in order. The id of a text is its
         position.
 
@@ -111,7 +111,7 @@ class LoadedRelease:
     def _predict(self, examples: Sequence[Example]) -> list[Prediction]:
         return calibrate(self.task, self.calibration, self.task.predict(self.engine, examples))
 
-    def predict_proba(self, inputs: Any, *, text: str | None = None) -> Floats:
+    def predict_proba(self, inputs: Any, *, text: str | int | None = None) -> Floats:
         """Return calibrated probabilities: a row per input, a column per label of `task.labels`."""
         if not self.task.labels:
             raise ConfigError(
@@ -294,7 +294,7 @@ def base_model_engine(
     )
 
 
-def _examples(inputs: Any, text: str | None) -> list[Example]:
+def _examples(inputs: Any, text: str | int | None) -> list[Example]:
     """Return inputs as examples, with positions as ids of texts."""
     if isinstance(inputs, str):
         raise DataError("predict: got one text; give a list of texts, as in predict([text])")

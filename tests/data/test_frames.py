@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
@@ -102,13 +103,33 @@ def test_numbers_and_truth_values_are_labels_and_a_missing_one_is_named(tmp_path
     assert labels_in(table, tmp_path) == [("0",), ("1",)]
     assert labels_in(table.astype({"label": bool}), tmp_path) == [("false",), ("true",)]
     with pytest.raises(DataError, match="label 'label': 1 of 2 rows have none; fill them in, or"):
-        frames.to_parquet({"text": ["a", "b"], "label": [0, None]}, "label")
+        frames.to_parquet({"text": ["a", "b"], "label": [0, None]}, ["text"], "label")
+
+
+def test_columns_without_names_are_named_by_their_numbers(tmp_path: Path) -> None:
+    rows = [["one", "yes"], ["two", "no"]]
+    content = frames.to_parquet(pd.DataFrame(rows), ["0"], "1")
+    assert pq.read_table(pa.BufferReader(content)).column_names == ["0", "1"]
+    for data in (pd.DataFrame(rows), [{0: "one", 1: "yes"}, {0: "two", 1: "no"}]):
+        assert [row.text for row in frames.examples_of(data, 0)] == ["one", "two"]
+        with pytest.raises(DataError, match="text '2': allowed: 0, 1"):
+            frames.examples_of(data, 2)
+
+
+def test_a_column_that_is_named_must_be_there() -> None:
+    for text, label, id, message in (
+        (["note"], "label", None, "text 'note': allowed: label, text"),
+        (["text"], "lable", None, "label 'lable': .*did you mean 'label'"),
+        (["text"], "label", "key", "id 'key': allowed"),
+    ):
+        with pytest.raises(DataError, match=message):
+            frames.to_parquet({"text": ["a"], "label": ["x"]}, text, label, id)
 
 
 def labels_in(data: Any, folder: Path) -> list[tuple[str, ...]]:
     """Return the labels of the rows after they were stored as a file."""
     path = folder / "rows.parquet"
-    path.write_bytes(frames.to_parquet(data, "label"))
+    path.write_bytes(frames.to_parquet(data, ["text"], "label"))
     options = validate(tables.Options, {"name": "tables", "path": str(path)}, where="test")
     return [row.labels for row in tables.read(options)]
 

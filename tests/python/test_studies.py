@@ -11,7 +11,7 @@ from support import in_process, tiny
 
 import medray
 from medray.config.load import load_study
-from medray.errors import ConfigError
+from medray.errors import ConfigError, DataError
 
 
 def quick(folder: Path) -> dict[str, Any]:
@@ -77,6 +77,14 @@ def test_two_labels_need_a_positive_one_or_another_metric(
 ) -> None:
     with pytest.raises(ConfigError, match=r"two labels, .*; name the one .* positive='LABEL'"):
         medray.fit(table, text="abstract", label="condition", storage_path=str(tmp_path))
+
+
+def test_columns_may_be_named_by_their_numbers(tmp_path: Path) -> None:
+    rows = [["one text", "x"], ["another text", "y"]] * 3
+    with pytest.raises(ConfigError, match="label '1': there are two labels"):
+        medray.fit(pd.DataFrame(rows), text=0, label=1, storage_path=str(tmp_path))
+    with pytest.raises(DataError, match="text '2': allowed: 0, 1"):
+        medray.fit(pd.DataFrame(rows), text=[0, 2], label=1, storage_path=str(tmp_path))
 
 
 def test_a_table_becomes_a_result_that_can_be_repeated(
