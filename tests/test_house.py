@@ -8,7 +8,7 @@ import house
 import pytest
 
 BOUNDS = {
-    "modules": 275,
+    "modules": 276,
     "single modules at the top": 3,
     "layers": 11,
     "files that compute an F1": 1,

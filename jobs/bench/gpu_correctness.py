@@ -17,7 +17,8 @@ from gpu_shapes import has_gpu, open_trial, start_loop, write_base, write_rows
 from support import tiny
 
 from medray.models.device import free_memory
-from medray.registry.loading import check_probe, load, probe_outputs
+from medray.registry.loading import load
+from medray.registry.probe import check_probe, probe_outputs
 from medray.training.loop import Loop
 from medray.types import Sampling, gather
 

@@ -114,7 +114,7 @@ def _check_column(table: pa.Table, role: str, name: str) -> None:
 def check_text(value: Any, where: str) -> str:
     """Return a text that a tokenizer can read, or raise with its place."""
     if not isinstance(value, str):
-        raise DataError(f"{where} is a {type(value).__name__}; give a text")
+        raise DataError(f"{where} is of type {type(value).__name__}; give a text")
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -26,8 +26,10 @@ def tokenize(tokenizer: Any, prompts: Sequence[str] | Sequence[Ids]) -> list[lis
 
 
 def check_continuations(prompts: Sequence[Ids], continuations: Sequence[Ids]) -> None:
-    if not all(map(len, prompts)) or not continuations or not all(map(len, continuations)):
-        raise DataError("a prompt and its continuations need at least one token each")
+    if not all(map(len, prompts)):
+        raise DataError("a text has no tokens; give at least one word")
+    if not continuations or not all(map(len, continuations)):
+        raise DataError("an answer to choose from has no tokens; give at least one word")
 
 
 def tail_length(continuations: Sequence[Ids]) -> int:

@@ -24,8 +24,8 @@ from medray.errors import ArtifactError, ConfigError, DataError, suggest
 from medray.models import sources
 from medray.models.adapter import CONFIG, WEIGHTS
 from medray.models.build import BuiltModel, build, load_tokenizer
-from medray.registry.loading import make_probe
 from medray.registry.predictions import fit_calibration
+from medray.registry.probe import make_probe
 from medray.registry.registry import Registry
 from medray.registry.release import Release
 from medray.storage import checkpoint

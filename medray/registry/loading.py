@@ -1,17 +1,17 @@
 """Load a checkpoint's folder: its task, engine and calibration, checked by its probe."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
 from medray.client.answers import Citations, Explanation, MarkedText, MentionAnswer
 from medray.config.trial import Precision, TrialConfig
 from medray.data import frames
+from medray.data.formats.base.question_parsing import parse_questions
 from medray.data.minhash import RowHashes
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ArtifactError, ConfigError, DataError
@@ -25,8 +25,9 @@ from medray.models.precision import default_precision
 from medray.models.sources import Base
 from medray.records import AS_IT_IS, CalibrationRecord
 from medray.registry.explanation import explain
+from medray.registry.probe import ROUNDING, TOLERANCE, check_probe, probe_outputs
 from medray.storage import checkpoint, files
-from medray.storage.checkpoint import Manifest, Probe
+from medray.storage.checkpoint import Manifest
 from medray.tasks.base import citations
 from medray.tasks.base.protocol import Calibrated, Chatting, Task, restore
 from medray.tasks.base.questions import Decisions, QuestionError, decide, questions_of
@@ -44,22 +45,9 @@ from medray.types import (
 if TYPE_CHECKING:
     from medray.registry.release import Release
 
-PROBE_TEXTS = (
-    (
-        "Synthetic probe one: histology of the resected specimen showed an infiltrating carcinoma "
-        "with nodal metastasis."
-    ),
-    (
-        "Synthetic probe two: blood pressure fell after twelve weeks of treatment in a randomised "
-        "crossover trial."
-    ),
-    "Synthetic probe three: a short note.",
-)
 # in a checkpoint: the distribution of its validation rows' embeddings
 _CLOUD = "embeddings.safetensors"
 TRAIN_ROWS = "train_rows.safetensors"  # in a checkpoint: hashes of its training rows
-_TOLERANCE = 1e-3  # between machines in fp32; another adapter, head or base differs far more
-_ROUNDING = 0.1  # of weights in 16 bits
 
 
 @dataclass(frozen=True)
@@ -172,19 +160,31 @@ class LoadedRelease:
         return attribution.cite(most_sentences)[0]
 
     def decide(
-        self, text: str, questions: Sequence[Question] = (), *, with_citations: bool = False
+        self,
+        text: str,
+        questions: Sequence[Question | Mapping[str, Any]] | Mapping[str, Any] = (),
+        *,
+        with_citations: bool = False,
     ) -> Decisions:
-        """Answer typed questions about a text, by default those that the release was trained
-        for."""
-        questions = questions or questions_of(self.task)
-        if not questions:
+        """Answer typed questions about a text, by default those that the release was trained for.
+        They have the form of data files and of `/v1/decisions`, or are objects of
+        `medray.types.Question`.
+
+        >>> release = medray.load("cancer@best")
+        >>> (answer,) = release.decide("The patient was well.").answers
+        >>> answer.values
+        ('cancer', 'other')
+        """
+        frames.check_text(text, "decide: the text")
+        items = _questions(questions) or questions_of(self.task)
+        if not items:
             raise QuestionError(
                 f"{self.reference}: it answers no questions; use a release with labels"
             )
-        (decisions,) = decide(self.task, self.calibration, self._predict, [text], questions)
+        (decisions,) = decide(self.task, self.calibration, self._predict, [text], items)
         if not with_citations:
             return decisions
-        return replace(decisions, citations=self.cite_answers(text, questions, decisions.answers))
+        return replace(decisions, citations=self.cite_answers(text, items, decisions.answers))
 
     def cite_answers(
         self,
@@ -229,7 +229,7 @@ class LoadedRelease:
         """Raise unless the engine's outputs for the probe are those of the manifest. In 16 bits
         they may be rounded."""
         outputs = probe_outputs(self.task, self.engine)
-        tolerance = _TOLERANCE if self.precision == "fp32" else _ROUNDING
+        tolerance = TOLERANCE if self.precision == "fp32" else ROUNDING
         check_probe(self.folder, self.manifest.probe, outputs, tolerance)
 
 
@@ -294,6 +294,14 @@ def base_model_engine(
     )
 
 
+def _questions(questions: Any) -> tuple[Question, ...]:
+    """Return questions as objects."""
+    items = list(questions) if isinstance(questions, Sequence) else questions
+    if isinstance(items, list) and all(isinstance(item, Question) for item in items):
+        return tuple(items)
+    return parse_questions(items, "decide")
+
+
 def _examples(inputs: Any, text: str | int | None) -> list[Example]:
     """Return inputs as examples, with positions as ids of texts."""
     if isinstance(inputs, str):
@@ -302,6 +310,10 @@ def _examples(inputs: Any, text: str | int | None) -> list[Example]:
         return frames.examples_of(inputs, text)
     if text is not None:
         raise DataError(f"text {text!r}: the inputs have no columns; drop it, or give a table")
+    if not isinstance(inputs, Iterable):
+        raise DataError(
+            f"predict: the inputs are of type {type(inputs).__name__}; give a list of texts"
+        )
     return [
         row
         if isinstance(row, Example)
@@ -326,34 +338,3 @@ def read_train_rows(folder: Path) -> RowHashes | None:
     medray."""
     path = folder / TRAIN_ROWS
     return load_file(path)["hashes"] if path.is_file() else None
-
-
-def probe_outputs(task: Task, engine: Engine) -> npt.NDArray[np.float64]:
-    """Return one row of outputs per probe text. A reload of the same model gives the same."""
-    return task.probe(
-        engine,
-        [Example(id=f"probe-{number}", text=text) for number, text in enumerate(PROBE_TEXTS)],
-    )
-
-
-def make_probe(task: Task, engine: Engine) -> Probe:
-    return Probe(
-        texts=PROBE_TEXTS, outputs=tuple(tuple(row) for row in probe_outputs(task, engine).tolist())
-    )
-
-
-def check_probe(
-    folder: Path, probe: Probe, outputs: npt.NDArray[np.float64], tolerance: float = _TOLERANCE
-) -> None:
-    if probe.texts != PROBE_TEXTS:
-        raise ArtifactError(
-            f"{folder}: its probe uses other texts than this medray; publish the checkpoint again"
-        )
-    expectation = np.array(probe.outputs)
-    if expectation.shape != outputs.shape or not np.allclose(
-        expectation, outputs, atol=tolerance, rtol=tolerance
-    ):
-        raise ArtifactError(
-            f"{folder}: its probe gives {outputs.round(4).tolist()} instead of "
-            f"{expectation.round(4).tolist()}; publish the checkpoint again"
-        )

@@ -21,7 +21,8 @@ from medray.engines.transformers import TransformersEngine
 from medray.errors import ServingError
 from medray.models.batch import evaluation_tokens
 from medray.models.precision import cast, cast_within, fast_precision, fastest
-from medray.registry.loading import PROBE_TEXTS, LoadedRelease, read_cloud
+from medray.registry.loading import LoadedRelease, read_cloud
+from medray.registry.probe import PROBE_TEXTS
 from medray.registry.release import Release
 from medray.serving.chat import ChatModel
 from medray.serving.schemas import AppOptions

@@ -16,7 +16,8 @@ from medray.engines.vllm import engine as vllm
 from medray.errors import ArtifactError, ServingError
 from medray.models.build import load_tokenizer, merge_and_export
 from medray.models.precision import fast_precision
-from medray.registry.loading import LoadedRelease, find_base, load, probe_outputs
+from medray.registry.loading import LoadedRelease, find_base, load
+from medray.registry.probe import probe_outputs
 from medray.registry.release import Release
 from medray.serving.chat import ChatModel, Relay
 from medray.serving.schemas import AppOptions

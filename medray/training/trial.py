@@ -23,7 +23,7 @@ from medray.models.device import reserved_device
 from medray.models.precision import choose as choose_precision
 from medray.models.precision import default_precision
 from medray.records import Evaluation
-from medray.registry.loading import make_probe
+from medray.registry.probe import make_probe
 from medray.storage import checkpoint
 from medray.storage.checkpoint import PrecisionRecord
 from medray.tasks.base.protocol import Calibrated, RowPredictor

@@ -128,6 +128,6 @@ def test_gradients_are_those_of_whole_rows(tmp_path: Path) -> None:
 
 def test_a_branch_without_continuations_is_refused(tmp_path: Path) -> None:
     engine = engine_of(make(tmp_path, "llama"))
-    with pytest.raises(DataError, match="at least one token each"):
+    with pytest.raises(DataError, match="has no tokens; give at least one word"):
         engine.score_branches([[5]], [[Branch((6,), ())]])
     assert engine.score_branches([], []) == []

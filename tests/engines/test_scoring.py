@@ -191,6 +191,6 @@ def test_bf16_agrees_where_the_first_two_are_apart(tmp_path: Path) -> None:
 def test_a_prompt_or_continuation_without_tokens_is_refused(tmp_path: Path) -> None:
     engine = TransformersEngine(make(tmp_path, "llama"), precision="fp32", token_budget=100)
     for arguments in [([[]], [[5]]), ([[5]], [[]]), ([[5]], [])]:
-        with pytest.raises(DataError, match="at least one token each"):
+        with pytest.raises(DataError, match="has no tokens; give at least one word"):
             engine.score(*arguments)
     assert engine.score([], [[5]]).shape == (0, 1)

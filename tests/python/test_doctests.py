@@ -11,9 +11,10 @@ from support import in_process, tiny
 
 import medray
 from medray.python import classifier, result, studies
+from medray.registry import loading
 from medray.registry.registry import Registry
 
-MODULES = (medray, studies, result, classifier)
+MODULES = (medray, studies, result, classifier, loading)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from support import tiny
 from medray.errors import ArtifactError, DataError
 from medray.registry import loading
 from medray.registry.registry import Registry
-from medray.types import Example
+from medray.types import Example, Question, QuestionOption
 
 TEXTS = ["tumour in the lung", "fever after infection"]
 
@@ -32,8 +32,8 @@ def test_texts_are_predicted_as_examples_with_their_positions_as_ids(tmp_path: P
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "predict: row 1 is a NoneType; give a text"),
-        (float("nan"), "predict: row 1 is a float; give a text"),
+        (None, "predict: row 1 is of type NoneType; give a text"),
+        (float("nan"), "predict: row 1 is of type float; give a text"),
         ("\ud800", "predict: row 1 holds half of a surrogate pair"),
     ],
 )
@@ -84,3 +84,34 @@ def test_a_release_answers_its_own_question_with_the_probabilities_of_a_predicti
     assert (answer.value, answer.values) == (prediction.labels[0], release.task.labels)
     assert answer.probabilities == prediction.probabilities
     assert answer.confidence == prediction.confidence
+
+
+def test_questions_have_the_form_of_data_files_or_are_objects() -> None:
+    release = loading.load(tiny.checkpoint())
+    (own,) = release.decide(TEXTS[0]).answers
+    plain = {"type": "choice", "instructions": "Which?", "choices": list(reversed(own.values))}
+    whole = Question("label", "choice", "Which?", tuple(map(QuestionOption, own.values)))
+    for questions in ([{"name": "label", **plain}], {"label": plain}, (whole,)):
+        (answer,) = release.decide(TEXTS[0], questions).answers
+        assert dict(zip(answer.values, answer.probabilities, strict=True)) == pytest.approx(
+            dict(zip(own.values, own.probabilities, strict=True))
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "questions", "message"),
+    [
+        (None, [], "decide: the text is of type NoneType; give a text"),
+        ("\ud800", [], "decide: the text holds half of a surrogate pair"),
+        ("a", ["which?"], "decide: question 'q1': must be an object with type and instructions"),
+        ("a", Question("a", "score", "b", ()), "decide: questions must be a mapping of names to"),
+    ],
+)
+def test_what_is_no_question_is_named(text: Any, questions: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        loading.load(tiny.checkpoint()).decide(text, questions)
+
+
+def test_inputs_that_are_no_list_are_refused() -> None:
+    with pytest.raises(DataError, match="predict: the inputs are of type NoneType; give a list of"):
+        loading.load(tiny.checkpoint()).predict(None)

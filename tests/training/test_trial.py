@@ -17,7 +17,7 @@ from medray.engines.transformers import TransformersEngine
 from medray.errors import ArtifactError, DataError
 from medray.models import precision
 from medray.records import parse_history
-from medray.registry import loading
+from medray.registry import loading, probe
 from medray.storage import checkpoint, files
 from medray.tasks.base import protocol as tasks
 from medray.training import status
@@ -117,7 +117,7 @@ def test_another_base_another_head_or_another_adapter_fails_the_load(tmp_path: P
     manifest = checkpoint.read(result.checkpoint)
     other = np.array(manifest.probe.outputs) + 0.1
     with pytest.raises(ArtifactError, match="its probe gives"):
-        loading.check_probe(result.checkpoint, manifest.probe, other)
+        probe.check_probe(result.checkpoint, manifest.probe, other)
     tiny.base(tmp_path / "again", seed=5)
     (tmp_path / "tiny-bert").rename(tmp_path / "old")
     (tmp_path / "again" / "tiny-bert").rename(tmp_path / "tiny-bert")
