@@ -57,7 +57,7 @@ def answers(release: Release, device: str, precision: Precision) -> Any:
 
 
 @pytest.mark.parametrize(
-    "family", ["bert", "roberta", "distilbert", "electra", "llama", "mistral", "phi", "phi3", "opt"]
+    "family", ["bert", "roberta", "distilbert", "electra", "modernbert", *tiny.WITH_HEADS]
 )
 def test_a_head_answers_as_on_a_cpu(tmp_path: Path, family: str) -> None:
     release = publish(tmp_path, "classification", family)
@@ -120,7 +120,7 @@ def test_a_large_model_is_served_in_16_bits_and_never_lies_in_fp32(
     assert shares[1] == pytest.approx(shares[0], abs=0.05)
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "phi", "phi3", "opt"])
+@pytest.mark.parametrize("family", tiny.DECODERS)
 def test_a_release_that_talks_gives_the_text_of_a_cpu(tmp_path: Path, family: str) -> None:
     release = publish(tmp_path, "instruct", family)
     assert answers(release, "cuda", "fp32") == answers(release, "cpu", "fp32")

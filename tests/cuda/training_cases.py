@@ -65,6 +65,15 @@ def losses(result: TrialResult) -> list[float]:
         ("extraction", "mistral"),
         ("instruct", "phi"),
         ("choice", "phi3"),
+        ("classification", "modernbert"),
+        ("classification", "ministral3"),
+        ("instruct", "qwen2"),
+        ("choice", "qwen3"),
+        ("decisions", "qwen3_5_text"),
+        ("choice", "gemma2"),
+        ("instruct", "gemma3_text"),
+        ("choice", "gemma4_text"),
+        ("extraction", "smollm3"),
     ],
 )
 def test_a_trial_has_the_losses_of_a_cpu_and_its_checkpoint_loads_and_merges_on_both(
