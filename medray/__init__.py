@@ -3,6 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from medray.client import Client as Client
     from medray.client.asynchronous import AsyncClient as AsyncClient
     from medray.config.trial import Precision
@@ -29,7 +31,10 @@ _PLACES = {
 
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
-        raise AttributeError(f"module 'medray' has no attribute {name!r}")
+        from medray.errors import nearest
+
+        hint = nearest(name, [*_PLACES, "load", "leaderboard"])
+        raise AttributeError(f"module 'medray' has no attribute {name!r}{hint}")
     from importlib import import_module
 
     return getattr(import_module(_PLACES[name]), name)
@@ -42,7 +47,7 @@ def __dir__() -> list[str]:
 def load(
     reference: str,
     *,
-    storage_path: str = "runs",
+    storage_path: "str | Path" = "runs",
     device: str = "auto",
     precision: "Precision | None" = None,
 ) -> "LoadedRelease":
@@ -61,15 +66,18 @@ def load(
     """
     from medray.models.precision import device_of
     from medray.registry.registry import Registry
+    from medray.storage.files import check_place
 
-    release = Registry(storage_path).resolve(reference)
+    release = Registry(check_place(storage_path, "storage_path")).resolve(reference)
     return release.load(device=device_of(device), precision=precision)
 
 
-def leaderboard(folder: str) -> "Leaderboard":
-    """Return the ranking of the latest run in a study's folder."""
+def leaderboard(folder: "str | Path") -> "Leaderboard":
+    """Return the ranking of the latest run in a study's folder. `medray.Result.of` returns all of
+    the run, with the ranking as a DataFrame."""
     from pathlib import Path
 
+    from medray.storage.files import check_place
     from medray.study import run
 
-    return run.latest(Path(folder)).leaderboard()
+    return run.latest(Path(check_place(folder, "leaderboard"))).leaderboard()

@@ -8,6 +8,7 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
+from fastapi import FastAPI, Response
 from support import fake_service
 
 from medray.client import (
@@ -23,7 +24,7 @@ from medray.client import (
     WordShare,
 )
 from medray.client.asynchronous import AsyncClient
-from medray.errors import ServingError
+from medray.errors import ConfigError, DataError, ServingError
 
 
 def test_an_answer_is_read_as_the_service_wrote_it() -> None:
@@ -192,3 +193,73 @@ def test_an_error_of_the_service_reaches_the_one_who_waits() -> None:
 
     with pytest.raises(ServingError, match="does not answer"):
         asyncio.run(call())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"url": None}, "Client: None is no address of a service; give one such as http"),
+        ({"url": "localhost:8000"}, "Client: 'localhost:8000' is no address"),
+        ({"timeout_s": "5"}, "Client: timeout_s '5': give seconds above 0"),
+        ({"timeout_s": 0}, "Client: timeout_s 0: give seconds above 0"),
+    ],
+)
+def test_a_client_without_an_address_or_a_time_is_refused(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Client(**settings)
+
+
+def test_a_token_is_not_shown() -> None:
+    assert "secret" not in repr(Client(token="secret"))
+
+
+@pytest.mark.parametrize("inputs", ["one text", None, 5, b"text", {"text": ["a"]}])
+def test_inputs_that_are_no_list_are_refused_before_a_request(inputs: Any) -> None:
+    with pytest.raises(DataError, match=r"texts: got a \w+; give a list, as in \[text\]"):
+        Client("http://127.0.0.1:9").classify(inputs)
+    with pytest.raises(DataError, match=r"messages: got a \w+; give a list"):
+        Client("http://127.0.0.1:9").chat(inputs)
+    with pytest.raises(DataError, match="questions: got a"):
+        Client("http://127.0.0.1:9").decide("text", inputs or 5)
+
+
+def test_a_value_that_json_does_not_have_is_named() -> None:
+    with pytest.raises(DataError, match=r"/v1/classify: the request is no JSON .*bytes"):
+        Client("http://127.0.0.1:9").classify([b"text"])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    "answer", ["{}", "[]", "null", "<html>", '{"release": "a", "version": 1, "predictions": 5}']
+)
+def test_an_answer_of_another_program_is_named(answer: str) -> None:
+    api = FastAPI()
+    api.post("/{path:path}")(lambda: Response(answer, media_type="application/json"))
+    api.get("/{path:path}")(lambda: Response(answer, media_type="application/json"))
+    messages = [{"role": "user", "content": "hello"}]
+    with fake_service.running(api) as url:
+        client = Client(url)
+        for call in (
+            lambda: client.classify(["a"]),
+            lambda: client.extract(["a"]),
+            lambda: client.explain("a"),
+            lambda: client.decide("a"),
+            lambda: client.chat(messages),
+            lambda: list(client.stream(messages)),
+            lambda: client.models(),
+        ):
+            with pytest.raises(ServingError, match=r"is not one of a medray service|Expecting"):
+                call()
+
+
+def test_a_client_for_asyncio_that_is_closed_says_so() -> None:
+    async def call() -> None:
+        client = AsyncClient("http://127.0.0.1:9")
+        client.close()
+        await client.health()
+
+    with pytest.raises(ServingError, match="AsyncClient: it is closed"):
+        asyncio.run(call())
+    with pytest.raises(ConfigError, match="connections 0: give one or more"):
+        AsyncClient(connections=0)

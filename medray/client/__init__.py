@@ -4,23 +4,31 @@ library alone."""
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPException
-from typing import Any, Generic, TypeVar
+from numbers import Real
+from typing import Any, TypeVar
+from urllib.parse import quote
 
 from medray.client.answers import (
+    Answer,
+    ChatReply,
     ChoiceAnswer,
     Citation,
     Citations,
+    DecisionAnswer,
+    DecisionReply,
+    ExplainReply,
     Explanation,
     LabelAnswer,
     MentionAnswer,
     MentionsAnswer,
+    Reply,
     WordShare,
 )
-from medray.errors import ServingError
+from medray.errors import ConfigError, DataError, MedrayError, ServingError
 
 __all__ = [
     "ChatReply",
@@ -41,29 +49,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class DecisionAnswer:
-    """The answer to a typed question. Its type is predicate, choice, score, or refusal where the
-    release abstains; the other fields are those of its type."""
-
-    type: str
-    name: str | None
-    answer_confidence: float  # the calibrated chance that the release's own answer is right
-    threshold: float | None = None  # of answer_confidence
-    probability: float | None = None  # that a predicate is true
-    decision: bool | None = None  # whether the release takes a predicate for true
-    choice: str | bool | None = None
-    score: float | None = None  # the expected level
-    confidence: float | None = None  # how concentrated the probabilities are
-    probabilities: Mapping[str | bool, float] = field(default_factory=dict)
-    citations: Citations | None = None  # if requested, and not abstained
-
-    @property
-    def abstained(self) -> bool:
-        return self.type == "refusal"
-
-
-Answer = TypeVar("Answer", LabelAnswer, ChoiceAnswer, MentionsAnswer)
+Content = TypeVar("Content")
 Questions = Sequence[Mapping[str, Any]]  # each as /v1/decisions takes it
 Messages = Sequence[Mapping[str, str]]  # each with a role (system, user, assistant) and its content
 _CHAT = "/v1/chat/completions"
@@ -78,57 +64,30 @@ class RefusedError(ServingError):
 
 
 @dataclass(frozen=True)
-class Reply(Generic[Answer]):
-    release: str
-    version: int
-    predictions: tuple[Answer, ...]  # one per text, in order
-    disclaimer: str | None = None
-
-
-@dataclass(frozen=True)
-class DecisionReply:
-    release: str
-    version: int
-    answers: tuple[DecisionAnswer, ...]  # one per question, in order
-    input_tokens: int
-    disclaimer: str
-
-
-@dataclass(frozen=True)
-class ExplainReply:
-    release: str
-    version: int
-    explanation: Explanation
-    disclaimer: str
-
-
-@dataclass(frozen=True)
-class ChatReply:
-    """A generated answer. Its text ends with the disclaimer, unless the service or the release
-    turns that off."""
-
-    release: str
-    version: int
-    text: str
-    outcome: str
-    disclaimer: str
-    finish: str
-    prompt_tokens: int
-    completion_tokens: int
-    citations: Citations | None = None  # if requested
-    confidence: float | None = None  # the calibrated chance that the answer is right
-    abstained: bool = False
-
-
-@dataclass(frozen=True)
 class Client:
+    """A client of the service at `url`. `model` is a release of the service, by default its only
+    one for this kind of request.
+
+    `Client("http://127.0.0.1:8000").classify(["The patient was well."]).predictions[0].label`"""
+
     url: str = "http://127.0.0.1:8000"
-    token: str | None = None
-    timeout_s: float = 30.0
+    token: str | None = field(default=None, repr=False)
+    timeout_s: float | None = 30.0
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.url, str) and self.url.startswith(("http://", "https://"))):
+            raise ConfigError(
+                f"Client: {self.url!r:.80} is no address of a service; give one such as "
+                "http://127.0.0.1:8000"
+            )
+        timeout_s = self.timeout_s
+        if not (timeout_s is None or (isinstance(timeout_s, Real) and timeout_s > 0)):
+            raise ConfigError(f"Client: timeout_s {timeout_s!r:.60}: give seconds above 0")
 
     def classify(
         self, texts: Sequence[str], *, model: str | None = None, citations: bool = False
     ) -> Reply[LabelAnswer]:
+        """Return the label of each text, with the probabilities of all labels."""
         return self._predict(
             "/v1/classify",
             texts,
@@ -150,6 +109,7 @@ class Client:
         )
 
     def extract(self, texts: Sequence[str], *, model: str | None = None) -> Reply[MentionsAnswer]:
+        """Return the mentions in each text."""
         return self._predict("/v1/extract", texts, model, _mentions)
 
     def explain(
@@ -157,14 +117,17 @@ class Client:
     ) -> ExplainReply:
         """Return how much each word of a text speaks for a label, by default the predicted one.
         The service must have `explanations`."""
-        fields = {"text": text, "label": label, "model": model}
-        body = self._call("/v1/explain", {name: value for name, value in fields.items() if value})
-        explanation = Explanation(
-            text=text,
-            words=tuple(WordShare(**word) for word in body["words"]),
-            **{name: body[name] for name in ("label", "total", "error", "method", "caveat")},
-        )
-        return ExplainReply(body["release"], body["version"], explanation, body["disclaimer"])
+
+        def reply(body: dict[str, Any]) -> ExplainReply:
+            explanation = Explanation(
+                text=text,
+                words=tuple(WordShare(**word) for word in body["words"]),
+                **{name: body[name] for name in ("label", "total", "error", "method", "caveat")},
+            )
+            return ExplainReply(body["release"], body["version"], explanation, body["disclaimer"])
+
+        fields = {"label": label, "model": model}
+        return self._call("/v1/explain", {"text": text, **_present(fields)}, reply)
 
     def decide(
         self,
@@ -176,29 +139,32 @@ class Client:
     ) -> DecisionReply:
         """Answer typed questions about a text. They have the form of `/v1/decisions`; by default
         they are those that the release was trained for."""
-        body = self._call(
+        items = _items(questions, "questions") or self.questions(model)
+        fields = _present({"model": model, "citations": citations})
+        return self._call(
             "/v1/decisions",
-            {
-                "input": text,
-                "questions": list(questions or self.questions(model)),
-                **({"model": model} if model else {}),
-                **({"citations": True} if citations else {}),
-            },
-        )
-        return DecisionReply(
-            body["release"],
-            body["version"],
-            tuple(map(_decision, body["answers"])),
-            body["usage"]["input_tokens"],
-            body["disclaimer"],
+            {"input": text, "questions": items, **fields},
+            lambda body: DecisionReply(
+                body["release"],
+                body["version"],
+                tuple(map(_decision, body["answers"])),
+                body["usage"]["input_tokens"],
+                body["disclaimer"],
+            ),
         )
 
     def questions(self, model: str | None = None) -> list[dict[str, Any]]:
         """Return the questions that a release was trained for, as `decide` takes them."""
-        for release in self._call("/v1/releases")["data"]:
-            if model in (None, release["id"], release["release"]) and release["request"]:
-                questions: list[dict[str, Any]] = release["request"]["questions"]
-                return questions
+
+        def of_model(body: dict[str, Any]) -> list[list[dict[str, Any]]]:
+            return [
+                release["request"]["questions"]
+                for release in body["data"]
+                if model in (None, release["id"], release["release"]) and release["request"]
+            ]
+
+        for questions in self._call("/v1/releases", None, of_model):
+            return questions
         raise ServingError(
             f"{self.url}: {model or 'the service'} has no questions; name a release with labels"
         )
@@ -206,13 +172,14 @@ class Client:
     def chat(self, messages: Messages, *, model: str | None = None, **settings: Any) -> ChatReply:
         """Return the answer to the last message. The settings are the route's: max_tokens,
         temperature, top_p, seed, stop, citations."""
-        body = self._call(
-            _CHAT, {"messages": list(messages), **settings, **({"model": model} if model else {})}
-        )
-        (choice,) = body["choices"]
-        return _chat_reply(
-            body, choice["message"]["content"], choice["finish_reason"], body["usage"]
-        )
+
+        def reply(body: dict[str, Any]) -> ChatReply:
+            (choice,) = body["choices"]
+            text, finish = choice["message"]["content"], choice["finish_reason"]
+            return _chat_reply(body, text, finish, body["usage"])
+
+        fields = {**settings, **_present({"model": model})}
+        return self._call(_CHAT, {"messages": _items(messages, "messages"), **fields}, reply)
 
     def stream(
         self, messages: Messages, *, model: str | None = None, **settings: Any
@@ -220,34 +187,38 @@ class Client:
         """Yield the answer's text in pieces. The generator's return value is the whole reply.
         Closing the generator ends the generation."""
         request = {
-            "messages": list(messages),
+            "messages": _items(messages, "messages"),
             **settings,
+            **_present({"model": model}),
             "stream": True,
             "stream_options": {"include_usage": True},
         }
         pieces: list[str] = []
         last: dict[str, Any] = {}
-        for event in self._events(_CHAT, request | ({"model": model} if model else {})):
-            if "error" in event:
-                raise ServingError(f"{self.url}: the answer broke off: {event['error']['message']}")
-            if not event["choices"]:
-                return _chat_reply(
-                    last, "".join(pieces), last["choices"][0]["finish_reason"], event["usage"]
-                )
-            last = event
-            if piece := event["choices"][0]["delta"].get("content"):
-                pieces.append(piece)
-                yield piece
+        with self._medray_answer():
+            for event in self._events(_CHAT, request):
+                if "error" in event:
+                    reason = event["error"]["message"]
+                    raise ServingError(f"{self.url}: the answer broke off: {reason}")
+                if not event["choices"]:
+                    finish = last["choices"][0]["finish_reason"]
+                    return _chat_reply(last, "".join(pieces), finish, event["usage"])
+                last = event
+                if piece := event["choices"][0]["delta"].get("content"):
+                    pieces.append(piece)
+                    yield piece
         raise ServingError(f"{self.url}: the answer broke off")
 
     def model(self, name: str) -> dict[str, Any]:
         """Return a release's description: its version, system prompt and disclaimer."""
-        return self._call(f"/v1/models/{name}")
+        return self._call(f"/v1/models/{quote(str(name), errors='replace')}")
 
     def models(self) -> list[str]:
-        return [str(model["id"]) for model in self._call("/v1/models")["data"]]
+        """Return the names of the service's releases, as `model` takes them."""
+        return self._call("/v1/models", None, lambda body: [row["id"] for row in body["data"]])
 
     def health(self) -> dict[str, Any]:
+        """Return the state of the service; an error if it cannot answer requests."""
         return self._call("/healthz")
 
     def _predict(
@@ -258,19 +229,37 @@ class Client:
         parse: Callable[[dict[str, Any]], Answer],
         **settings: Any,
     ) -> Reply[Answer]:
-        fields = {"inputs": list(texts), "model": model, **settings}
-        body = self._call(path, {name: value for name, value in fields.items() if value})
-        return Reply(
-            body["release"],
-            body["version"],
-            tuple(map(parse, body["predictions"])),
-            body.get("disclaimer"),
+        return self._call(
+            path,
+            {"inputs": _items(texts, "texts"), **_present({"model": model, **settings})},
+            lambda body: Reply(
+                body["release"],
+                body["version"],
+                tuple(map(parse, body["predictions"])),
+                body.get("disclaimer"),
+            ),
         )
 
-    def _call(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        with self._open(path, body) as response:
-            content: dict[str, Any] = json.load(response)
-            return content
+    def _call(
+        self,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        parse: Callable[[dict[str, Any]], Content] = dict,  # type: ignore[assignment]
+    ) -> Content:
+        with self._open(path, body) as response, self._medray_answer():
+            return parse(json.load(response))
+
+    @contextmanager
+    def _medray_answer(self) -> Iterator[None]:
+        """Name an answer of another program as such."""
+        try:
+            yield
+        except MedrayError:
+            raise
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            raise ServingError(
+                f"{self.url}: its answer is not one of a medray service; correct the address"
+            ) from None
 
     def _events(self, path: str, body: Mapping[str, Any]) -> Generator[dict[str, Any], None, None]:
         with self._open(path, body) as response:
@@ -286,17 +275,36 @@ class Client:
         headers = {"content-type": "application/json"}
         if self.token:
             headers["authorization"] = f"Bearer {self.token}"
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url.rstrip("/") + path, data=data, headers=headers)
         try:
+            data = None if body is None else json.dumps(body).encode()
+        except (TypeError, ValueError) as err:
+            raise DataError(f"{path}: the request is no JSON ({err}); give texts") from None
+        address = self.url.rstrip("/") + path
+        try:
+            request = urllib.request.Request(address, data=data, headers=headers)
             with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
                 yield response
         except urllib.error.HTTPError as err:
             raise RefusedError(f"{err.code} {_message(err)}") from None
         except (OSError, ValueError, HTTPException) as err:
             raise ServingError(
-                f"{self.url}: does not answer: {getattr(err, 'reason', err)}"
+                f"{self.url}: does not answer: {getattr(err, 'reason', err)}; start the service, "
+                "or correct the address"
             ) from None
+
+
+def _items(values: Any, what: str) -> list[Any]:
+    """Return a request's texts, questions or messages as a list."""
+    is_list = isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping)
+    if not is_list or hasattr(values, "columns"):
+        raise DataError(
+            f"{what}: got a {type(values).__name__}; give a list, as in [{what.removesuffix('s')}]"
+        )
+    return list(values)
+
+
+def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value}
 
 
 def _fields(answer: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""The answers of releases. Tasks build them, the service sends them and the client reads them.
+"""The answers of releases. Tasks build them, the service sends them, and the client reads them as
+replies.
 
 They need the standard library alone; pydantic validates dataclasses as they are."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Generic, TypeVar
 
 EXPLANATION_METHOD = "integrated gradients"
 EXPLANATION_CAVEAT = (
@@ -109,6 +111,28 @@ class ChoiceAnswer:
     citations: Citations | None = field(
         default=None, metadata={"description": "set if the request asks for citations"}
     )
+
+
+@dataclass(frozen=True)
+class DecisionAnswer:
+    """The answer to a typed question. Its type is predicate, choice, score, or refusal where the
+    release abstains; the other fields are those of its type."""
+
+    type: str
+    name: str | None
+    answer_confidence: float  # the calibrated chance that the release's own answer is right
+    threshold: float | None = None  # of answer_confidence
+    probability: float | None = None  # that a predicate is true
+    decision: bool | None = None  # whether the release takes a predicate for true
+    choice: str | bool | None = None
+    score: float | None = None  # the expected level
+    confidence: float | None = None  # how concentrated the probabilities are
+    probabilities: Mapping[str | bool, float] = field(default_factory=dict)
+    citations: Citations | None = None  # if requested, and not abstained
+
+    @property
+    def abstained(self) -> bool:
+        return self.type == "refusal"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,3 +261,49 @@ class MarkedText:
             )
             at = mention.end
         return f"<p>{''.join(parts)}{escape(self.text[at:])}</p>"
+
+
+Answer = TypeVar("Answer", LabelAnswer, ChoiceAnswer, MentionsAnswer)
+
+
+@dataclass(frozen=True)
+class Reply(Generic[Answer]):
+    release: str
+    version: int
+    predictions: tuple[Answer, ...]  # one per text, in order
+    disclaimer: str | None = None
+
+
+@dataclass(frozen=True)
+class DecisionReply:
+    release: str
+    version: int
+    answers: tuple[DecisionAnswer, ...]  # one per question, in order
+    input_tokens: int
+    disclaimer: str
+
+
+@dataclass(frozen=True)
+class ExplainReply:
+    release: str
+    version: int
+    explanation: Explanation
+    disclaimer: str
+
+
+@dataclass(frozen=True)
+class ChatReply:
+    """A generated answer. Its text ends with the disclaimer, unless the service or the release
+    turns that off."""
+
+    release: str
+    version: int
+    text: str
+    outcome: str
+    disclaimer: str
+    finish: str
+    prompt_tokens: int
+    completion_tokens: int
+    citations: Citations | None = None  # if requested
+    confidence: float | None = None  # the calibrated chance that the answer is right
+    abstained: bool = False

@@ -17,6 +17,7 @@ from medray.client import (
     Questions,
     Reply,
 )
+from medray.errors import ConfigError, MedrayError, ServingError
 
 Result = TypeVar("Result")
 
@@ -30,9 +31,11 @@ class AsyncClient:
         self,
         url: str = "http://127.0.0.1:8000",
         token: str | None = None,
-        timeout_s: float = 30.0,
+        timeout_s: float | None = 30.0,
         connections: int = 64,
     ) -> None:
+        if not isinstance(connections, int) or connections < 1:
+            raise ConfigError(f"AsyncClient: connections {connections!r:.60}: give one or more")
         self.client = Client(url, token, timeout_s)
         self._threads = ThreadPoolExecutor(connections, "medray client")
 
@@ -109,4 +112,11 @@ class AsyncClient:
         return await self._wait(self.client.health)
 
     async def _wait(self, call: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        except RuntimeError as err:
+            if isinstance(err, MedrayError):
+                raise
+            raise ServingError(
+                "AsyncClient: it is closed; make another one, or stay within `async with`"
+            ) from None

@@ -26,6 +26,13 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
+    def _half_a_pair_is_no_character(cls, value: Any) -> Any:
+        if isinstance(value, str) and value.encode("utf-8", "replace").decode() != value:
+            raise ValueError("holds half of a surrogate pair, which is not a character; replace it")
+        return value
+
+    @field_validator("*", mode="before")
+    @classmethod
     def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         """YAML reads yes as true, and pydantic would read true as 1."""
         if (

@@ -2,7 +2,7 @@
 Arrow tables, a mapping of columns, a list of rows."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +12,7 @@ from medray.data.columns import prediction_columns
 from medray.errors import DataError, suggest
 from medray.types import Example
 
+TextColumns = str | int | Sequence[str | int]  # one column, or several that are joined
 _KINDS = "a DataFrame, a Dataset, a mapping of columns, or a list of rows as mappings"
 _INDEX = "__index_level_"  # the column in which pandas passes on an index with values of its own
 
@@ -31,15 +32,17 @@ def table_of(data: Any) -> pa.Table:
         )
     try:
         table = _table(data)
+    except UnicodeEncodeError:
+        raise DataError(
+            "the data: a text holds half of a surrogate pair, which is not a character; replace it"
+        ) from None
     except (pa.ArrowException, TypeError, ValueError) as err:
-        reason = " ".join(str(err).split())
+        reason = " ".join("; ".join(map(str, err.args)).split())
         raise DataError(
             f"the data: cannot be read as a table ({reason:.200}); give {_KINDS}"
         ) from None
     if table is None:
         raise DataError(f"the data: is a {type(data).__name__}; give {_KINDS}")
-    if not table.num_rows:
-        raise DataError("the data: has no rows; give some")
     return table.drop_columns([name for name in table.column_names if name.startswith(_INDEX)])
 
 
@@ -49,6 +52,8 @@ def _table(data: Any) -> pa.Table | None:
     if hasattr(data, "__arrow_c_stream__") and is_table(data):  # a Series has a stream, too
         return _in_plain_types(pa.table(data))
     if isinstance(data, Mapping):
+        if texts := [name for name, values in data.items() if isinstance(values, str)]:
+            raise TypeError(f"column {texts[0]!r} is a text instead of a list")
         return pa.table({str(name): list(values) for name, values in data.items()})
     if isinstance(data, Sequence) and all(isinstance(row, Mapping) for row in data):
         return pa.Table.from_pylist(
@@ -70,30 +75,56 @@ def _in_plain_types(table: pa.Table) -> pa.Table:
 def to_parquet(data: Any, text: Sequence[str], label: str, id: str | None = None) -> bytes:
     """Return rows as a file. The columns that are named must exist."""
     table = table_of(data)
+    if not table.num_rows:
+        raise DataError("the data: has no rows; give some")
     columns = [*(("text", name) for name in text), ("label", label), ("id", id)]
     for role, name in columns:
         if name is not None:
             _check_column(table, role, name)
-    if missing := table.column(label).null_count:
-        raise DataError(
-            f"label {label!r}: {missing} of {table.num_rows} rows have none; fill them in, or "
-            "leave these rows out"
-        )
+    _check_values(table, "label", label)
+    for name in text:
+        _check_values(table, "text", name)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     content: bytes = sink.getvalue().to_pybytes()
     return content
 
 
-def examples_of(data: Any, text: str | int | None) -> list[Example]:
-    """Return the rows of a table to predict, with their positions as ids. The column of the text is
-    found by its name where `text` is None."""
-    table = table_of(data)
+def examples_of(inputs: Any, text: TextColumns | None = None) -> list[Example]:
+    """Return texts, or the rows of a table, as examples. Their ids are their positions."""
+    if isinstance(inputs, str):
+        raise DataError("predict: got one text; give a list of texts, as in predict([text])")
+    if is_table(inputs):
+        return _examples_of_table(table_of(inputs), text)
+    if not isinstance(inputs, Iterable):
+        raise DataError(
+            f"predict: the inputs are of type {type(inputs).__name__}; give a list of texts"
+        )
+    # An Arrow array has values of its own types.
+    rows = inputs.to_pylist() if hasattr(inputs, "to_pylist") else list(inputs)
+    if rows and all(isinstance(row, Mapping) for row in rows):
+        return _examples_of_table(table_of(rows), text)
+    if text is not None:
+        raise DataError(f"text {text!r}: the inputs have no columns; drop it, or give a table")
+    return [
+        row
+        if isinstance(row, Example)
+        else Example(str(number), check_text(row, f"predict: row {number}"))
+        for number, row in enumerate(rows)
+    ]
+
+
+def _examples_of_table(table: pa.Table, text: TextColumns | None) -> list[Example]:
+    """Return the rows of a table as examples. Where `text` is None, the columns of the text are
+    known by their names."""
     if text is None:
-        names = list(prediction_columns(_columns(table)).text)
+        names = list(prediction_columns(_columns(table)).text) if table.num_rows else []
     else:
-        names = [str(text)]
-        _check_column(table, "text", names[0])
+        names = column_names(text)
+        for name in names:
+            _check_column(table, "text", name)
+    if not table.num_rows:
+        return []
     if not names:
         raise DataError(
             f"the data: which column is the text is not clear; the columns are "
@@ -104,6 +135,28 @@ def examples_of(data: Any, text: str | int | None) -> list[Example]:
         Example(str(number), " ".join(str(value) for value in values if value is not None))
         for number, values in enumerate(zip(*columns, strict=True))
     ]
+
+
+def column_names(columns: TextColumns) -> list[str]:
+    """Return the names of one column or of several, as they are in a stored table."""
+    several = [columns] if isinstance(columns, str | int) else columns
+    if not isinstance(several, Iterable) or not (names := [str(one) for one in several]):
+        raise DataError(f"text: {columns!r:.60} names no column; give the name of one, or a list")
+    return names
+
+
+def _check_values(table: pa.Table, role: str, name: str) -> None:
+    """Raise where rows have no value. A blank label is none; a blank text is set aside later."""
+    missing = [
+        at
+        for at, value in enumerate(table.column(name).to_pylist())
+        if value is None or (role == "label" and isinstance(value, str) and not value.strip())
+    ]
+    if missing:
+        raise DataError(
+            f"{role} {name!r}: {len(missing)} of {table.num_rows} rows have none, the first at "
+            f"position {missing[0]}; fill them in, or leave these rows out"
+        )
 
 
 def _check_column(table: pa.Table, role: str, name: str) -> None:

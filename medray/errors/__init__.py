@@ -23,7 +23,8 @@ class MedrayError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(redact(message))
+        # Half a surrogate pair in a name could not be printed.
+        super().__init__(redact(message).encode("utf-8", "backslashreplace").decode())
 
     exit_status: ClassVar[int] = 1
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from filelock import FileLock, Timeout
@@ -22,6 +22,7 @@ from torch.nn import Identity, Linear, Module, Parameter
 from transformers.activations import GELUActivation
 
 from medray.config.trial import Precision, PrecisionChoice
+from medray.errors import ConfigError, suggest
 from medray.models.families import ENCODERS, Family
 from medray.storage import files
 from medray.storage.checkpoint import PrecisionRecord
@@ -38,6 +39,7 @@ _PATIENCE_S = 600  # to wait for another trial's timing
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 12
 _MOST_S = 30.0  # of timing without a clear result
 _CLOSE = 1.1  # trials use fp32 unless bf16 is faster by this factor
+_DEVICES = ("auto", "cpu", "cuda")
 # a module, the name of one of its parts, and that part before the cast
 Originals = list[tuple[Module, str, Any]]
 
@@ -49,7 +51,20 @@ def dtype_name(precision: Precision) -> str:
 
 def device_of(name: str) -> str:
     """Return the name of a device; `auto` is a GPU where there is one."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    has_gpu = torch.cuda.is_available()
+    if name not in _DEVICES:
+        raise ConfigError(f"device: {name!r:.60} is not known; {suggest(name, _DEVICES)}")
+    if name == "cuda" and not has_gpu:
+        raise ConfigError("device: PyTorch has no GPU on this machine; give auto or cpu")
+    return ("cuda" if has_gpu else "cpu") if name == "auto" else name
+
+
+def check_precision(precision: object, where: str) -> None:
+    if precision not in get_args(Precision):
+        raise ConfigError(
+            f"{where}: precision {precision!r:.60} is not known; "
+            f"{suggest(precision, get_args(Precision))}"
+        )
 
 
 def default_precision(choice: PrecisionChoice, device: str = "cpu") -> Precision:

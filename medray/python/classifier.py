@@ -1,8 +1,9 @@
 """`medray.Classifier`: fine-tunes one base model behind the interface of scikit-learn."""
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -140,9 +141,14 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return {**state, "_release": None} if "_release" in state else state
 
     def _seed(self) -> int:
-        if isinstance(self.random_state, int):
-            return self.random_state
-        return int(check_random_state(self.random_state).randint(_MOST_SEED))
+        if isinstance(self.random_state, int | np.integer) and self.random_state >= 0:
+            return int(self.random_state)
+        try:
+            return int(check_random_state(self.random_state).randint(_MOST_SEED))
+        except ValueError as err:
+            raise ConfigError(
+                f"Classifier: random_state: {str(err).rstrip('.')}; give a whole number from 0"
+            ) from None
 
     def _study(self, seed: int, names: Sequence[str]) -> StudyConfig:
         raw: dict[str, Any] = {
@@ -156,17 +162,27 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 "max_length": self.max_length,
                 "class_weights": self.class_weights,
             },
-            "base_models": [{"source": self.base_model}],
+            "base_models": [{"source": _text_of(self.base_model)}],
             "train": {"epochs": self.epochs, "learning_rate": self.learning_rate},
             "lora": {"r": self.lora_r},
         }
-        settings = (self.settings or {}).items()
-        put_all(raw, [(key, value, "settings") for key, value in settings])
+        settings = self.settings or {}
+        if not isinstance(settings, Mapping) or not all(isinstance(key, str) for key in settings):
+            raise ConfigError(
+                f"Classifier: settings {settings!r:.60}: give a mapping by dotted names, such as "
+                "{'lora.dropout': 0.1}"
+            )
+        put_all(raw, [(key, value, "settings") for key, value in settings.items()])
         return study_of(raw, "Classifier")
 
 
+def _text_of(base_model: Any) -> Any:
+    return str(base_model) if isinstance(base_model, Path) else base_model
+
+
 def _texts(X: Any) -> list[str]:
-    if isinstance(X, str) or not isinstance(X, Iterable) or getattr(X, "ndim", 1) != 1:
+    is_list = isinstance(X, Iterable) and not isinstance(X, str | Mapping)
+    if not is_list or getattr(X, "ndim", 1) != 1 or frames.is_table(X):
         raise DataError(
             f"X: is a {type(X).__name__}, and a list of texts is expected; of a DataFrame, give a "
             "column: X['text']"
@@ -176,6 +192,8 @@ def _texts(X: Any) -> list[str]:
 
 def _classes(y: Any) -> Classes:
     try:
+        if isinstance(y, Iterator):
+            y = list(y)
         classes: Classes = column_or_1d(y, warn=True)
         check_classification_targets(classes)
         np.unique(classes)  # a missing value has another type than the classes
@@ -192,7 +210,7 @@ def _classes(y: Any) -> Classes:
 
 def _names(classes: Sequence[Any]) -> list[str]:
     """Return a label per class: its text, or its number where texts are empty or equal."""
-    names = [str(name).strip() for name in classes]
+    names = [frames.check_text(str(name).strip(), "y: a class") for name in classes]
     is_clear = all(names) and len(set(names)) == len(names)
     return names if is_clear else [str(number) for number in range(len(names))]
 
@@ -207,7 +225,7 @@ def _dataset(
     """Split the rows into those that train and those that choose. Duplicates stay together, so no
     text that chooses also trains."""
     groups = duplicates.find([example.text for example in examples], study.data.near_duplicate)
-    if not 0 < fraction <= 0.5:
+    if not isinstance(fraction, Real) or not 0 < fraction <= 0.5:
         raise ConfigError(
             f"Classifier: validation_fraction {fraction!r} is no share; give a number above 0 and "
             "at most 0.5"

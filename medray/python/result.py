@@ -6,15 +6,20 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medray.config.schema import validate
+from medray.config.study import CalibrationConfig
+from medray.data import frames
 from medray.evaluation import leaderboard_files
 from medray.evaluation.leaderboard import Entry, Leaderboard
 from medray.records import SETTINGS
+from medray.storage import files
 from medray.study import publish
 from medray.study.run import Run, latest
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from medray.config.trial import Precision
     from medray.registry.loading import LoadedRelease
     from medray.registry.release import Release
 
@@ -28,17 +33,23 @@ class Result:
     ('trial', ['place', 'name'])
     """
 
-    folder: Path
+    folder: Path  # of the run
     release: "Release | None" = None  # of the winner, where the study published it
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(files.check_place(self.folder, "Result")))
 
     @classmethod
     def of(cls, folder: str | Path) -> "Result":
-        run = latest(Path(folder))
-        run.leaderboard()  # raises where the study has not ended
+        """Open the latest run in a study's folder, or the run of this folder itself. Raise where
+        the study has not ended."""
+        run = latest(Path(files.check_place(folder, "Result.of")))
+        run.leaderboard()
         return cls(run.folder)
 
     @property
     def board(self) -> Leaderboard:
+        """The leaderboard as an object, with the comparisons of its entries."""
         return Run(self.folder).leaderboard()
 
     @property
@@ -50,6 +61,8 @@ class Result:
 
     @property
     def winner(self) -> Entry:
+        """The best entry: its `name`, `base_model`, `settings`, and figures in `validation` and
+        `test`."""
         return self.board.best
 
     @property
@@ -70,8 +83,9 @@ class Result:
         from medray.reports import html_report
         from medray.reports.study_data import gather
 
-        page = html_report.compose(gather(Run(self.folder)))
-        return html_report.write(page, Path(output or self.folder / html_report.REPORT))
+        default = self.folder / html_report.REPORT
+        place = Path(files.check_place(output or default, "report"))
+        return html_report.write(html_report.compose(gather(Run(self.folder))), place)
 
     def publish(
         self,
@@ -80,28 +94,45 @@ class Result:
         alias: str | None = None,
         notes: str = "",
         abstain_precision: float | None = None,
-        storage_path: str | None = None,
+        storage_path: str | Path | None = None,
     ) -> "Release":
-        """Publish the winner as the next version of a release, and point an alias at it."""
-        from medray.registry.registry import Registry
+        """Publish the winner as the next version of a release, and point an alias at it.
 
-        registry = Registry(storage_path or str(Run(self.folder).storage_dir))
+        A winner that is published already with the same calibration keeps its version.
+        `abstain_precision`, between 0 and 1, is the share of answers that shall be right: the
+        least certain ones are marked as abstained. By default releases lie where the study's are.
+        """
+        from medray.registry.registry import Registry, check_alias
+
+        # A mistake must show before a version exists.
+        if alias is not None:
+            check_alias(alias)
+        frames.check_text(notes, "publish: notes")
+        rule = {"abstain_precision": abstain_precision}
+        validate(CalibrationConfig, rule, where="publish")
+        place = Run(self.folder).storage_dir if storage_path is None else storage_path
+        registry = Registry(files.check_place(place, "storage_path"))
         release = publish.publish(
             registry, str(self.folder), name, notes=notes, abstain_precision=abstain_precision
         )
-        if alias:
+        if alias is not None:
             registry.point(name, alias, release.record.version, digest=release.digest)
         return release
 
-    def load(self, *, device: str = "auto") -> "LoadedRelease":
-        """Load the winner: the release where it is published, else its checkpoint."""
-        from medray.models.precision import device_of
+    def load(
+        self, *, device: str = "auto", precision: "Precision | None" = None
+    ) -> "LoadedRelease":
+        """Load the winner, as `medray.load` does: the release that the study published, else the
+        checkpoint of its run."""
+        from medray.models.precision import check_precision, device_of
         from medray.registry.loading import load
 
         if self.release:
-            return self.release.load(device=device_of(device))
+            return self.release.load(device=device_of(device), precision=precision)
         assert self.winner.checkpoint is not None, "a winner has a checkpoint"
-        return load(self.winner.checkpoint, device=device_of(device))
+        if precision is not None:
+            check_precision(precision, "load")
+        return load(self.winner.checkpoint, device=device_of(device), precision=precision)
 
     def __repr__(self) -> str:
         run = Run(self.folder)

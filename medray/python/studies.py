@@ -3,14 +3,15 @@ too."""
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, redirect_stdout
-from copy import deepcopy
 from dataclasses import dataclass, field
 from html import escape
+from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
+import numpy as np
 import yaml
 from rich.console import Console
 
@@ -20,7 +21,8 @@ from medray.config.study import StudyConfig
 from medray.data import frames, guess
 from medray.data.columns import Hints
 from medray.data.first_study import first_study
-from medray.errors import ConfigError
+from medray.data.formats.base.parsing import as_text
+from medray.errors import ConfigError, suggest
 from medray.errors.redaction import redact_settings
 from medray.python.notebook import is_notebook, live_table
 from medray.python.result import Result
@@ -33,12 +35,15 @@ if TYPE_CHECKING:
     from medray.study.study import Outcome
 
 
+Config = Union[str, Path, Mapping[str, Any], StudyConfig, "Study"]
+
+
 @dataclass(frozen=True, repr=False)
 class Study:
     """A study of one data set over several base models: its settings, ready to run.
 
-    `config` is a path of a YAML file, a mapping of the same settings, or another study's `config`.
-    Keywords replace settings: sections as mappings, or names with dots.
+    `config` is a path of a YAML file, a mapping of the same settings, another study, or its
+    `config`. Keywords replace settings: sections as mappings, or names with dots.
 
     >>> study = medray.Study("study.yaml", train={"epochs": 1}, **{"lora.r": 8})
     >>> study.config.lora.r
@@ -50,11 +55,11 @@ class Study:
     settings: Mapping[str, Any]  # what the user set
     config: StudyConfig = field(compare=False)
 
-    def __init__(self, config: "str | Path | Mapping[str, Any] | StudyConfig", **settings: Any):
+    def __init__(self, config: "Config", **settings: Any):
         raw, where = _raw(config)
-        sections = {name: value for name, value in settings.items() if "." not in name}
-        raw = merge(raw, deepcopy(sections))
-        put_all(raw, [(name, value, name) for name, value in settings.items() if "." in name])
+        values = _plain(settings)
+        raw = merge(raw, {name: value for name, value in values.items() if "." not in name})
+        put_all(raw, [(name, value, name) for name, value in values.items() if "." in name])
         object.__setattr__(self, "settings", raw)
         object.__setattr__(self, "config", study_of(raw, where))
 
@@ -121,44 +126,51 @@ def fit(
     data: Any,
     /,
     *,
-    text: str | int | Sequence[str | int],
+    text: frames.TextColumns,
     label: str | int,
     name: str = "python",
     id: str | int | None = None,
-    positive: str | None = None,
+    positive: str | int | None = None,
     metric: str | None = None,
-    base_models: Sequence[str] = (),
+    base_models: str | Sequence[str] = (),
     budget_minutes: float | None = None,
-    storage_path: str = "runs",
+    storage_path: str | Path = "runs",
     watch: bool = True,
     **settings: Any,
 ) -> Result:
     """Write a first study of a table, run it and return its result.
 
     `data` is a DataFrame of pandas or polars, a `datasets.Dataset`, an Arrow table, a mapping of
-    columns or a list of rows. Its rows are stored once below `storage_path`. Labels such as 0 and
-    1 become the texts '0' and '1'. Of two labels, `positive` is the one that the figures describe;
-    a metric such as f1_macro needs none. Further keywords are settings, as in `medray.Study`.
+    columns or a list of rows. Its rows are stored once below `storage_path`. Texts of several
+    columns are joined. Labels such as 0 and 1 become the texts '0' and '1'. Of two labels,
+    `positive` is the one that the figures describe; a metric such as f1_macro needs none. Without
+    `base_models`, the one of `medray init` is trained. `budget_minutes` bounds the search. A second
+    `fit` of the same name is another run of it. Further keywords are settings, as in `Study`.
 
     >>> result = medray.fit(rows, text="text", label="label", metric="f1_macro", **quick)
     >>> result.figures["f1_macro"] <= 1
     True
     """
+    storage_path = files.check_place(storage_path, "storage_path")
     study = study_of_table(
         data,
-        text=[str(one) for one in ((text,) if isinstance(text, str | int) else text)],
+        text=frames.column_names(text),
         label=str(label),
         id=None if id is None else str(id),
         name=name,
-        positive=positive,
+        positive=None if positive is None else as_text(positive),
         metric=metric,
         storage_path=storage_path,
     )
     if base_models:
-        study = Study({**study.settings, "base_models": [{"source": one} for one in base_models]})
+        is_one = isinstance(base_models, str) or not isinstance(base_models, Iterable)
+        sources = [base_models] if is_one else base_models
+        study = Study(study, base_models=[_base_model(source) for source in sources])
     if budget_minutes is not None:
-        study = Study(study.settings, **{"search.time_s": 60.0 * budget_minutes})
-    study = Study(study.settings, **settings)
+        if isinstance(budget_minutes, bool) or not isinstance(budget_minutes, Real):
+            raise ConfigError(f"budget_minutes: {budget_minutes!r:.60} is no number; give minutes")
+        study = Study(study, **{"search.time_s": 60.0 * float(budget_minutes)})
+    study = Study(study, **settings)
     path = files.absolute(storage_path) / f"{name}.yaml"
     files.write(path, study.yaml.encode())
     if watch:
@@ -188,14 +200,20 @@ def study_of_table(
             f"label {label!r}: there are two labels, {guess.render_counts(sketch.labels)}; "
             "name the one that F1 is about, as in positive='LABEL', or give metric='f1_macro'"
         )
+    if is_binary and positive is not None and positive not in sketch.labels:
+        raise ConfigError(f"positive: {positive!r} is no label; {suggest(positive, sketch.labels)}")
     # As in scikit-learn, the last of two labels is the positive one, where the metric names none.
     positive = max(sketch.labels) if is_binary and positive is None else positive
     raw = yaml.safe_load(first_study(sketch, str(path), positive))
-    if metric:
+    if metric is not None:
         raw["task"]["metric"] = metric
     raw |= {"name": name, "storage_path": storage_path}
     raw["publish"]["name"] = name
     return Study(raw)
+
+
+def _base_model(source: Any) -> Any:
+    return source if isinstance(source, Mapping) else {"source": source}
 
 
 def search(
@@ -242,13 +260,16 @@ def search(
                 html_report.write(page, run.folder / html_report.REPORT)
 
 
-def _raw(config: "str | Path | Mapping[str, Any] | StudyConfig") -> tuple[dict[str, Any], str]:
+def _raw(config: Config) -> tuple[dict[str, Any], str]:
     """Return settings as a mapping, and their place for errors."""
+    if isinstance(config, Study):
+        return _plain(config.settings), f"study {config.config.name}"
     if isinstance(config, StudyConfig):
         return config.model_dump(mode="json", exclude_unset=True), f"study {config.name}"
     if isinstance(config, Mapping):
         return _plain(config), "the settings"
-    return read_yaml(Path(config)), str(config)
+    path = files.check_place(config, "Study")
+    return read_yaml(Path(path)), path
 
 
 def _plain(value: Any) -> Any:
@@ -257,4 +278,6 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    return str(value) if isinstance(value, Path | str) else value

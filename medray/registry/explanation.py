@@ -42,7 +42,7 @@ def explain(
         raise ConfigError(
             f"explain: {task.options.name} has no head that reads rows; use a classification"
         )
-    label = label or _label_of(task, prediction)
+    label = _label_of(task, prediction) if label is None else label
     if label not in task.labels:
         raise LabelError(f"label: none of the release's; {suggest(label, task.labels)}")
     head = task.head()

@@ -1,7 +1,7 @@
 """Load a checkpoint's folder: its task, engine and calibration, checked by its probe."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from medray.models import frozen_weights, sources
 from medray.models.batch import evaluation_tokens
 from medray.models.build import BuiltModel, build
 from medray.models.build import merge as merge_adapter
-from medray.models.precision import default_precision
+from medray.models.precision import check_precision, default_precision
 from medray.models.sources import Base
 from medray.records import AS_IT_IS, CalibrationRecord
 from medray.registry.explanation import explain
@@ -29,7 +29,7 @@ from medray.registry.probe import ROUNDING, TOLERANCE, check_probe, probe_output
 from medray.storage import checkpoint, files
 from medray.storage.checkpoint import Manifest
 from medray.tasks.base import citations
-from medray.tasks.base.protocol import Calibrated, Chatting, Task, restore
+from medray.tasks.base.protocol import Calibrated, Chatting, QuestionTask, Task, restore
 from medray.tasks.base.questions import Decisions, QuestionError, decide, questions_of
 from medray.types import (
     Engine,
@@ -50,7 +50,7 @@ _CLOUD = "embeddings.safetensors"
 TRAIN_ROWS = "train_rows.safetensors"  # in a checkpoint: hashes of its training rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoadedRelease:
     """A task, its engine, and the calibration of its probabilities.
 
@@ -67,7 +67,14 @@ class LoadedRelease:
     precision: Precision  # of the engine
     calibration: CalibrationRecord = AS_IT_IS
     is_merged: bool = False  # the adapter is part of the base's weights
-    release: "Release | None" = field(default=None, repr=False)  # None for a checkpoint
+    release: "Release | None" = None  # None for a checkpoint
+
+    def __repr__(self) -> str:
+        labels = f" among {', '.join(self.task.labels):.200}" if self.task.labels else ""
+        return (
+            f"{self.reference}: {self.task.options.name}{labels}; {self.manifest.base.source} in "
+            f"{self.precision}"
+        )
 
     @property
     def reference(self) -> str:
@@ -88,18 +95,20 @@ class LoadedRelease:
         )
         return self.engine
 
-    def predict(self, inputs: Any, *, text: str | int | None = None) -> list[Prediction]:
+    def predict(self, inputs: Any, *, text: frames.TextColumns | None = None) -> list[Prediction]:
         """Return one calibrated prediction per input, in order. The id of a text is its
         position.
 
-        The inputs are texts, examples, or a table such as a DataFrame, whose column `text` holds
-        the texts. Without `text`, its name decides, as for `medray predict`."""
-        return self._predict(_examples(inputs, text))
+        The inputs are texts, examples, or a table: a DataFrame, a mapping of columns or a list of
+        rows. Its column `text` holds the texts; several columns are joined. Without `text`, names
+        such as `text` or `abstract` decide, as for `medray predict`. A missing value in a table is
+        an empty text."""
+        return self._predict(frames.examples_of(inputs, text))
 
     def _predict(self, examples: Sequence[Example]) -> list[Prediction]:
         return calibrate(self.task, self.calibration, self.task.predict(self.engine, examples))
 
-    def predict_proba(self, inputs: Any, *, text: str | int | None = None) -> Floats:
+    def predict_proba(self, inputs: Any, *, text: frames.TextColumns | None = None) -> Floats:
         """Return calibrated probabilities: a row per input, a column per label of `task.labels`."""
         if not self.task.labels:
             raise ConfigError(
@@ -110,14 +119,16 @@ class LoadedRelease:
 
     def explain(self, text: str, *, label: str | None = None) -> Explanation:
         """Return how much each piece of a text speaks for a label, by default the predicted one."""
+        frames.check_text(text, "explain: the text")
         return explain(self.task, self._transformers, self.predict([text])[0], text, label)
 
     def mark(self, text: str) -> MarkedText:
         """Return a text with its mentions, which a notebook shows in color."""
-        if self.task.labels or isinstance(self.task, Chatting):
+        if self.task.labels or isinstance(self.task, Chatting | QuestionTask):
             raise ConfigError(
                 f"{self.reference}: finds no mentions; use a release of task tagging or extraction"
             )
+        frames.check_text(text, "mark: the text")
         (prediction,) = self.predict([text])
         mentions = sorted(prediction.mentions, key=lambda mention: (mention.start, -mention.end))
         return MarkedText(text, tuple(MentionAnswer(**asdict(mention)) for mention in mentions))
@@ -129,7 +140,8 @@ class LoadedRelease:
 
     def export(self, target: str | Path, *, merged: bool = False) -> None:
         """Write a folder in the Hub's layout: the adapter, or with `merged` a plain model."""
-        self._own_release.export(Path(target), merged=merged)
+        place = Path(files.check_place(target, "export"))
+        self._own_release.export(place, merged=merged)
 
     @property
     def _own_release(self) -> "Release":
@@ -141,7 +153,13 @@ class LoadedRelease:
         self, text: str, prediction: Prediction, *, most_sentences: int | None = None
     ) -> Citations:
         """Return the sentences of a text on which its prediction rests. The model reads the text
-        again without each sentence, of which there are at most `most_sentences`."""
+        again without each sentence. Raise if the text has more than `most_sentences`."""
+        frames.check_text(text, "cite: the text")
+        if not isinstance(prediction, Prediction):
+            raise DataError(
+                f"cite: the prediction is of type {type(prediction).__name__}; give one of those "
+                "that predict returns"
+            )
         if isinstance(self.task, Calibrated):
             attribution = citations.of_labels(self.task, self._predict, text, prediction)
         elif isinstance(self.task, Chatting):
@@ -195,6 +213,10 @@ class LoadedRelease:
         most_sentences: int | None = None,
     ) -> tuple[Citations, ...]:
         """Return the sentences on which each answer of `decide` rests."""
+        frames.check_text(text, "cite_answers: the text")
+        is_list = isinstance(questions, Sequence) and isinstance(answers, Sequence)
+        if not is_list or len(questions) != len(answers):
+            raise DataError("cite_answers: give a list of questions, and an answer to each")
         attribution = citations.of_questions(
             self.task, self.calibration, self._predict, text, questions, answers
         )
@@ -204,6 +226,7 @@ class LoadedRelease:
         self, precision: Precision, *, token_budget: int | None = None
     ) -> "LoadedRelease":
         """Return the same network behind an engine with another precision or token budget."""
+        check_precision(precision, self.reference)
         engine = self._transformers
         budget = token_budget or engine.token_budget
         other = TransformersEngine(
@@ -214,6 +237,7 @@ class LoadedRelease:
     def merge(self, weights: Precision = "fp32") -> "LoadedRelease":
         """Add the adapter to the base's weights, which become plain ones of this precision, and
         return the plain model. The merge is in place, so `self` cannot be used afterwards."""
+        check_precision(weights, self.reference)
         engine = self._transformers
         plain = merge_adapter(engine.model, weights)
         plain.network.eval()
@@ -296,30 +320,15 @@ def base_model_engine(
 
 def _questions(questions: Any) -> tuple[Question, ...]:
     """Return questions as objects."""
-    items = list(questions) if isinstance(questions, Sequence) else questions
-    if isinstance(items, list) and all(isinstance(item, Question) for item in items):
-        return tuple(items)
-    return parse_questions(items, "decide")
-
-
-def _examples(inputs: Any, text: str | int | None) -> list[Example]:
-    """Return inputs as examples, with positions as ids of texts."""
-    if isinstance(inputs, str):
-        raise DataError("predict: got one text; give a list of texts, as in predict([text])")
-    if frames.is_table(inputs):
-        return frames.examples_of(inputs, text)
-    if text is not None:
-        raise DataError(f"text {text!r}: the inputs have no columns; drop it, or give a table")
-    if not isinstance(inputs, Iterable):
-        raise DataError(
-            f"predict: the inputs are of type {type(inputs).__name__}; give a list of texts"
-        )
-    return [
-        row
-        if isinstance(row, Example)
-        else Example(str(number), frames.check_text(row, f"predict: row {number}"))
-        for number, row in enumerate(inputs)
-    ]
+    is_list = isinstance(questions, Iterable) and not isinstance(questions, str | Mapping)
+    items = list(questions) if is_list else questions
+    if not (isinstance(items, list) and all(isinstance(item, Question) for item in items)):
+        items = parse_questions(items, "decide")
+    for number, question in enumerate(items):
+        options = (part for option in question.options for part in astuple(option))
+        for part in (question.name, question.instructions, *options):
+            frames.check_text(part, f"decide: question {number}")
+    return tuple(items)
 
 
 def write_cloud(folder: Path, cloud: Cloud) -> None:

@@ -115,6 +115,7 @@ class Registry:
 
     def find(self, name: str, folder: Path, calibration: CalibrationRecord) -> Release | None:
         """Return the version of a name with this checkpoint and calibration, if there is one."""
+        _check_name("release", name)
         content = checkpoint.content_id(folder), calibration
         return next(
             (
@@ -197,9 +198,7 @@ class Registry:
         """Point an alias at a version and its record. Earlier moves stay as its history.
 
         Raise if the record has another digest than the given one."""
-        _check_name("alias", alias)
-        if alias.isdigit():
-            raise ConfigError(f"alias {alias!r} looks like a version; use an alias with a letter")
+        check_alias(alias)
         release = self.resolve(f"{name}@{version}", digest=digest)
         time = datetime.now(UTC).isoformat(timespec="seconds")
         move = Move(version=version, record=release.digest, time=time, by=getpass.getuser())
@@ -217,6 +216,7 @@ class Registry:
         name.
 
         Raise if its record has another digest than the given one, or than its alias names."""
+        reference = str(reference)
         name, _, which = reference.partition("@")
         _check_name("release", name)
         versions = self.versions(name)
@@ -224,7 +224,11 @@ class Registry:
             others = self.names()
             raise ArtifactError(
                 f"{_short(reference)}: {self.store.uri} has no release {name!r}; "
-                + (suggest(name, others) if others else "publish one, or give --storage-path")
+                + (
+                    suggest(name, others)
+                    if others
+                    else "publish one, or give another storage path (--storage-path)"
+                )
             )
         if not which:
             version = versions[-1]
@@ -285,9 +289,15 @@ def _short(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:80]}…"
 
 
+def check_alias(alias: str) -> None:
+    _check_name("alias", alias)
+    if alias.isdigit():
+        raise ConfigError(f"alias {alias!r} looks like a version; use an alias with a letter")
+
+
 def _check_name(what: str, name: str) -> None:
-    if not _NAME.fullmatch(name):
+    if not (isinstance(name, str) and _NAME.fullmatch(name)):
         raise ConfigError(
-            f"{what} {_short(name)!r} is not a name: lower-case letters, digits, '.', '_' and "
+            f"{what} {_short(str(name))!r} is not a name: lower-case letters, digits, '.', '_' and "
             "'-', at most 64, starting with a letter or digit"
         )

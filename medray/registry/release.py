@@ -5,7 +5,7 @@ It imports torch only to load or export, so that processes that only handle reco
 import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -153,13 +153,11 @@ class Release:
         With `merge`, add the adapter to the base's weights where that changes no answer, and check
         the probe again."""
         from medray.models.device import free_memory
+        from medray.models.precision import check_precision
         from medray.registry.loading import load
 
-        if precision not in (None, *get_args(Precision)):
-            raise ConfigError(
-                f"{self.reference}: precision {precision!r} is not known; "
-                f"{suggest(str(precision), get_args(Precision))}"
-            )
+        if precision is not None:
+            check_precision(precision, self.reference)
         checkpoint_alone = load(self.folder(), precision=precision, device=device)
         self.check_probe(checkpoint_alone.manifest)
         release = replace(

@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow.fs
 
 from medray.config import environment
-from medray.errors import ArtifactError, DiskFullError, UnreachableError
+from medray.errors import ArtifactError, ConfigError, DiskFullError, UnreachableError
 
 _BLOCK = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -24,11 +24,29 @@ _NOT_WRITABLE = (
     errno.EROFS,
     errno.EACCES,
     errno.EPERM,
+    errno.ENOENT,  # as in /proc, where nothing can be made
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EISDIR,
     errno.EEXIST,
     errno.ENOTDIR,
 )  # the last two mean that a file is where a folder must be
 _REST_S = 2.0
 LARGEST_JSON = 64 << 20  # the limit for a manifest, a record or a move, in bytes
+
+
+def check_place(value: object, where: str) -> str:
+    """Return a path or an address as text, or raise with where it was given."""
+    place = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(place, str):
+        raise ConfigError(f"{where}: is of type {type(value).__name__}; give a path as text")
+    try:
+        is_path = b"\0" not in os.fsencode(place)
+    except UnicodeEncodeError:
+        is_path = False
+    if not is_path:
+        raise ConfigError(f"{where}: {place!r:.80} has a character that no path has; correct it")
+    return place
 
 
 def absolute(path: str) -> Path:
@@ -168,7 +186,7 @@ def hash_folder(folder: Path, *, leave_out: Iterable[str] = ()) -> dict[str, str
 
 def write(path: Path, content: bytes) -> None:
     """Replace a file in one step, so that a reader sees the old or the new bytes."""
-    with _beside(path, content) as temporary:
+    with _beside(path, content) as temporary, writable(path):
         os.replace(temporary, path)
 
 

@@ -102,7 +102,8 @@ def test_numbers_and_truth_values_are_labels_and_a_missing_one_is_named(tmp_path
     table = pd.DataFrame({"text": ["a", "b"], "label": [0, 1]})
     assert labels_in(table, tmp_path) == [("0",), ("1",)]
     assert labels_in(table.astype({"label": bool}), tmp_path) == [("false",), ("true",)]
-    with pytest.raises(DataError, match="label 'label': 1 of 2 rows have none; fill them in, or"):
+    message = "label 'label': 1 of 2 rows have none, the first at position 1; fill them in, or"
+    with pytest.raises(DataError, match=message):
         frames.to_parquet({"text": ["a", "b"], "label": [0, None]}, ["text"], "label")
 
 
@@ -147,4 +148,28 @@ def test_the_column_of_the_text_is_known_by_its_name_or_given() -> None:
 @pytest.mark.parametrize("data", [7, "text", [1, 2], {"a": [1], "b": [1, 2]}, {"a": []}, []])
 def test_what_is_no_table_is_named(data: Any) -> None:
     with pytest.raises(DataError, match=r"the data: (is a|cannot be read|has no rows)"):
-        frames.table_of(data)
+        frames.to_parquet(data, ["a"], "b")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"text": "a", "label": ["x"]}, "column 'text' is a text instead of a list"),
+        ({"text": ["a", "b\ud800"], "label": ["x", "y"]}, "half of a surrogate pair"),
+        ({"text": ["a", None], "label": ["x", "y"]}, "text 'text': 1 of 2 rows have none"),
+        ({"text": ["a", "b"], "label": ["x", " "]}, "label 'label': 1 of 2 rows have none"),
+    ],
+)
+def test_what_is_no_text_or_label_in_a_table_is_named(data: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        frames.to_parquet(data, ["text"], "label")
+
+
+def test_rows_to_predict_may_be_mappings_arrow_arrays_or_none() -> None:
+    rows = [{"text": "one", "more": "1"}, {"text": "two", "more": "2"}]
+    assert [row.text for row in frames.examples_of(rows)] == ["one", "two"]
+    assert [row.text for row in frames.examples_of(rows, ["text", "more"])] == ["one 1", "two 2"]
+    assert [row.text for row in frames.examples_of(pa.array(["one", "two"]))] == ["one", "two"]
+    assert frames.examples_of(pd.DataFrame({"text": []})) == []
+    with pytest.raises(DataError, match="text: \\[\\] names no column"):
+        frames.examples_of(rows, [])

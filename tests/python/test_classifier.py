@@ -108,7 +108,7 @@ def test_wrong_input_is_named(model: Classifier, base: str) -> None:
         make(base).predict(["text"])
     with pytest.raises(DataError, match="a list of texts is expected"):
         model.predict("one text")
-    with pytest.raises(DataError, match="X: row 1 is a int"):
+    with pytest.raises(DataError, match="X: row 1 is of type int"):
         model.predict(["a", 1])
     with pytest.raises(DataError, match="X: has no texts"):
         make(base).fit([], [])
@@ -119,6 +119,20 @@ def test_wrong_input_is_named(model: Classifier, base: str) -> None:
             make(base).fit(["a", "b", "c"], pd.Series(["x", "y", missing], dtype=object))
     with pytest.raises(ConfigError, match="validation_fraction 0 is no share; give a number"):
         make(base, validation_fraction=0).fit(["a", "b"], ["x", "y"])
+    for settings, message in (
+        ({"validation_fraction": None}, "validation_fraction None is no share"),
+        ({"random_state": "x"}, "Classifier: random_state: 'x' cannot be used to seed"),
+        ({"random_state": -1}, "Classifier: random_state: Seed must be between 0"),
+        ({"settings": "lora.r"}, "Classifier: settings 'lora.r': give a mapping by dotted names"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            make(base, **settings).fit(["a", "b"], ["x", "y"])
+    with pytest.raises(ConfigError, match=r"source: .*holds half of a surrogate pair"):
+        Classifier("\ud800").fit(["a", "b"], ["x", "y"])
+    with pytest.raises(DataError, match="X: is a dict, and a list of texts is expected"):
+        model.predict({"text": ["a", "b"]})
+    with pytest.raises(DataError, match="y: a class holds half of a surrogate pair"):
+        make(base).fit(["a", "b"], ["x", "\ud800"])
     with pytest.raises(DataError, match="y: Unknown label type: continuous"):
         make(base).fit(["a", "b"], [0.1, 0.2])
     with pytest.raises(DataError, match="y: y should be a 1d array"):

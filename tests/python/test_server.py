@@ -1,6 +1,7 @@
 """A service for the length of a block."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import tiny
@@ -29,4 +30,11 @@ def test_a_block_serves_a_release_and_its_client_answers(tmp_path: Path, cluster
 def test_an_option_that_a_service_does_not_have_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"medray\.serve: precisions"):
         with medray.serve("cancer", storage_path=str(tmp_path), precisions="fp32"):
+            pass
+
+
+@pytest.mark.parametrize("port", [-1, 0, 70_000, "8000", None, 80.5])
+def test_a_port_that_is_none_is_named(port: Any) -> None:
+    with pytest.raises(ConfigError, match=r"medray\.serve: port .*: give a number from 1 to 65535"):
+        with medray.serve("cancer", port=port):
             pass

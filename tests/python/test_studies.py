@@ -11,7 +11,8 @@ from support import in_process, tiny
 
 import medray
 from medray.config.load import load_study
-from medray.errors import ConfigError, DataError
+from medray.errors import ArtifactError, ConfigError, DataError, MedrayError
+from medray.models.precision import device_of
 
 
 def quick(folder: Path) -> dict[str, Any]:
@@ -125,3 +126,75 @@ def test_a_table_becomes_a_result_that_can_be_repeated(
     assert np.array_equal(release.predict_proba(frame, text="abstract"), before)
     assert medray.Result.of(tmp_path / "runs" / "conditions").winner == result.winner
     assert result.load().predict(["carcinoma"])[0].labels[0] in ("cancer", "other")
+
+
+def test_the_natural_forms_of_arguments_work(
+    table: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_process.without_ray(monkeypatch)
+    labels = [int(label == "cancer") for label in table["condition"]]
+    settings = quick(tmp_path)
+    result = medray.fit(
+        {
+            "text": table["abstract"],
+            "label": labels,
+        },
+        text="text",
+        label="label",
+        positive=1,
+        watch=False,
+        **settings
+        | {
+            "base_models": settings["base_models"][0],
+            "storage_path": tmp_path / "runs",
+            "train": {**settings["train"], "epochs": np.int64(1)},
+        },
+    )
+    study = medray.Study(tmp_path / "runs" / "python.yaml")
+    assert medray.Study(study).config == study.config
+    assert study.config.task.positive_label == "1"
+    assert medray.Result(str(result.folder)).winner == result.winner
+    with pytest.raises(ConfigError, match="alias '1' looks like a version"):
+        result.publish("twice", alias="1")
+    with pytest.raises(ConfigError, match=r"publish: abstain_precision: .*less than 1"):
+        result.publish("twice", abstain_precision=2)
+    with pytest.raises(DataError, match="publish: notes is of type int"):
+        result.publish("twice", notes=5)  # type: ignore[arg-type]
+    with pytest.raises(ArtifactError, match=r"twice: .* has no release 'twice'"):
+        medray.load("twice", storage_path=tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"text": None}, "text: None names no column; give the name of one, or a list"),
+        ({"positive": 1}, "positive: '1' is no label; allowed: cancer, other"),
+        ({"budget_minutes": "5"}, "budget_minutes: '5' is no number; give minutes"),
+        ({"storage_path": None}, "storage_path: is of type NoneType; give a path as text"),
+        ({"metric": ""}, "'' is not a metric of this task; allowed: accuracy"),
+        ({"base_models": 5}, "base_models.0.source: must be text"),
+    ],
+)
+def test_a_mistake_in_an_argument_of_fit_is_named(
+    settings: dict[str, Any], message: str, table: dict[str, list[str]], tmp_path: Path
+) -> None:
+    arguments = {"metric": "f1_macro", "storage_path": str(tmp_path), "text": "abstract"} | settings
+    with pytest.raises(MedrayError, match=message):
+        medray.fit(table, label="condition", watch=False, **arguments)
+
+
+@pytest.mark.parametrize("config", [None, 5, [], b"study.yaml", pd.DataFrame()])
+def test_what_is_no_study_and_no_run_is_named(config: Any) -> None:
+    with pytest.raises(ConfigError, match=r"Study: is of type \w+; give a path"):
+        medray.Study(config)
+    with pytest.raises(ConfigError, match=r"Result.of: is of type \w+; give a path"):
+        medray.Result.of(config)
+
+
+def test_a_release_a_device_and_a_name_that_are_none_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="release 'None' is not a name"):
+        medray.load(None, storage_path=tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(AttributeError, match="no attribute 'stduy'; did you mean 'Study'"):
+        medray.stduy  # noqa: B018
+    with pytest.raises(ConfigError, match="device: 'gpu' is not known; allowed: auto, cpu, cuda"):
+        device_of("gpu")

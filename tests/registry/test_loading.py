@@ -1,5 +1,6 @@
 """`LoadedRelease`: the inputs that it accepts, and its merge with a base model."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from peft import PeftModel
 from support import tiny
 
-from medray.errors import ArtifactError, DataError
+from medray.errors import ArtifactError, ConfigError, DataError
 from medray.registry import loading
 from medray.registry.registry import Registry
 from medray.types import Example, Question, QuestionOption
@@ -115,3 +116,39 @@ def test_what_is_no_question_is_named(text: Any, questions: Any, message: str) -
 def test_inputs_that_are_no_list_are_refused() -> None:
     with pytest.raises(DataError, match="predict: the inputs are of type NoneType; give a list of"):
         loading.load(tiny.checkpoint()).predict(None)
+
+
+def test_a_release_is_shown_in_one_line() -> None:
+    assert re.fullmatch(
+        r".*: classification among cancer, other; .*tiny-bert in fp32",
+        repr(loading.load(tiny.checkpoint())),
+    )
+
+
+def test_wrong_arguments_of_a_release_are_named() -> None:
+    release = loading.load(tiny.checkpoint())
+    (prediction,) = release.predict(["a tumour"])
+    with pytest.raises(DataError, match="explain: the text is of type NoneType"):
+        release.explain(None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="label: none of the release's"):
+        release.explain("a tumour", label="")
+    with pytest.raises(DataError, match="cite: the prediction is of type list"):
+        release.cite("a tumour", [prediction])  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="citations: '2' is no number of sentences"):
+        release.cite("a tumour", prediction, most_sentences="2")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="cite_answers: give a list of questions, and an answer"):
+        release.cite_answers("a tumour", [], release.decide("a tumour").answers)
+    with pytest.raises(ConfigError, match="precision 'fp8' is not known; allowed: bf16, fp16"):
+        release.merge("fp8")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="export: is of type int"):
+        release.export(5)  # type: ignore[arg-type]
+
+
+def test_questions_may_come_from_a_generator_and_hold_characters_alone() -> None:
+    release = loading.load(tiny.checkpoint())
+    own = {"name": "label", "type": "choice", "instructions": "Which?"}
+    options = ["cancer", "other"]
+    (answer,) = release.decide("a", (one for one in [{**own, "options": options}])).answers
+    assert set(answer.values) == set(options)
+    with pytest.raises(DataError, match="decide: question 0 holds half of a surrogate pair"):
+        release.decide("a", [{**own, "options": ["cancer", "\ud800"]}])

@@ -124,7 +124,7 @@ def test_a_release_that_an_earlier_medray_measured_in_8_bits_is_read_as_it_stand
 
 
 def test_an_empty_storage_path_says_how_to_fill_it(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="no release 'cancer'; publish one, or give --storage"):
+    with pytest.raises(ArtifactError, match="no release 'cancer'; publish one, or give another"):
         Registry(str(tmp_path)).resolve("cancer@best")
 
 

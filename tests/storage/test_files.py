@@ -3,10 +3,11 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from medray.errors import ArtifactError
+from medray.errors import ArtifactError, ConfigError
 from medray.storage import files
 
 
@@ -103,3 +104,28 @@ def test_a_large_file_is_hashed_once_and_again_after_any_write(
     check(1)  # an entry that cannot be read is no error
     (tmp_path / "link").symlink_to(path)
     assert files.hash_once(tmp_path / "link") == files.hash_once(path)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (None, "here: is of type NoneType; give a path"),
+        (b"x", "here: is of type bytes; give a path"),
+        ("a\0b", "here: 'a.x00b' has a character that no path has"),
+        ("\ud800", "has a character that no path has"),
+    ],
+)
+def test_what_is_no_path_is_named(place: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        files.check_place(place, "here")
+
+
+def test_a_path_is_given_as_text_or_as_an_object() -> None:
+    assert files.check_place("s3://bucket/x", "here") == "s3://bucket/x"
+    assert files.check_place(Path("/a/b"), "here") == "/a/b"
+
+
+def test_a_place_where_nothing_can_be_made_is_named(tmp_path: Path) -> None:
+    for path in (Path("/proc/x/y"), tmp_path):
+        with pytest.raises(ArtifactError, match=f"{path}: cannot be written: .*; choose a place"):
+            files.write(path, b"x")

@@ -97,6 +97,8 @@ class Attribution:
 def evidence_of(sentences: Sentences, most: int | None = None) -> list[int]:
     """Return the numbers of the sentences that may be left out. Raise if they are more than
     `most`."""
+    if not isinstance(most, int | None):
+        raise SentencesError(f"citations: {most!r:.60} is no number of sentences; give a whole one")
     numbers = range(len(sentences.spans))
     evidence = [number for number in numbers if not sentences.is_question(number)]
     if most is not None and len(evidence) > most:
