@@ -11,21 +11,9 @@ from medray.cli.output import Json, Output, Quiet
 from medray.errors import GateError, UsageError, suggest
 
 if TYPE_CHECKING:
-    from medray.study.estimate import BaseEstimate, StudyEstimate
+    from medray.study.estimate import StudyEstimate
 
 app = typer.Typer()
-_HEADER = (
-    "base model",
-    "parameters",
-    "trainable",
-    "GB/worker",
-    "activations (GB)",
-    "fits",
-    "workers",
-    "parallel trials",
-    "trials",
-    "hours/trial",
-)
 
 
 @app.command()
@@ -71,7 +59,7 @@ def plan(
 ) -> None:
     """Estimate a study's memory, parallelism and run time without loading weights."""
     from medray.runtime.cluster import Cluster, Node
-    from medray.study.estimate import Speed, estimate
+    from medray.study.estimate import Speed, estimate, hours_text
     from medray.study.gpus import CARDS
 
     out = Output.start(as_json, quiet)
@@ -109,7 +97,7 @@ def plan(
         *_table(outlook, out),
         *_notes(outlook),
         assumption,
-        f"in total at most {_number(outlook.hours)} hours and {_number(outlook.gpu_hours)} "
+        f"in total at most {hours_text(outlook.hours)} hours and {hours_text(outlook.gpu_hours)} "
         "GPU-hours; ASHA and patience end trials earlier",
     )
     if refusals:
@@ -120,12 +108,14 @@ def _refusals(
     outlook: "StudyEstimate", max_hours: float | None, max_gpu_hours: float | None
 ) -> list[str]:
     """Return a sentence for each limit that the study may exceed."""
+    from medray.study.estimate import hours_text
+
     limits = (
         (outlook.hours, max_hours, "hours", "--max-hours"),
         (outlook.gpu_hours, max_gpu_hours, "GPU-hours", "--max-gpu-hours"),
     )
     refusals = [
-        f"{_number(amount)} {unit} are more than {option} {limit:g}"
+        f"{hours_text(amount)} {unit} are more than {option} {limit:g}"
         for amount, limit, unit, option in limits
         if amount > (limit or math.inf)
     ]
@@ -167,36 +157,15 @@ def _table(outlook: "StudyEstimate", out: Output) -> list[str]:
     from rich.console import Console
     from rich.table import Table
 
-    rows = [_row(base) for base in outlook.bases]
+    from medray.study.estimate import HEADER
+
+    rows = [base.cells() for base in outlook.bases]
     console = Console(file=out.stdout)
     if not console.is_terminal:
-        return [" | ".join(row) for row in (_HEADER, *rows)]
-    table = Table(*_HEADER)
+        return [" | ".join(row) for row in (HEADER, *rows)]
+    table = Table(*HEADER)
     for row in rows:
         table.add_row(*row)
     with console.capture() as capture:
         console.print(table)
     return [capture.get().rstrip("\n")]
-
-
-def _row(base: "BaseEstimate") -> tuple[str, ...]:
-    devices = (
-        f"{base.placement.gpus:g} GPU" if base.placement.gpus else f"{base.placement.cpus:g} CPU"
-    )
-    return (
-        base.source,
-        f"{base.footprint.num_parameters / 1e6:,.0f}M",
-        f"{base.footprint.num_trainable / 1e6:.1f}M",
-        f"{base.worker_bytes / 1e9:.1f}",
-        f"{base.footprint.activations / 1e9:.1f}",
-        "-" if base.fits is None else "yes" if base.fits else "no",
-        f"{base.placement.least_workers} x {devices}",
-        str(base.at_once),
-        str(base.num_trials),
-        _number(base.trial_s / 3600),
-    )
-
-
-def _number(hours: float) -> str:
-    """Return hours with two digits also where there are thousandths of one."""
-    return f"{hours:.3f}" if hours >= 0.1 or not hours else f"{hours:.2g}"

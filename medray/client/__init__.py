@@ -170,8 +170,8 @@ class Client:
         )
 
     def chat(self, messages: Messages, *, model: str | None = None, **settings: Any) -> ChatReply:
-        """Return the answer to the last message. The settings are the route's: max_tokens,
-        temperature, top_p, seed, stop, citations."""
+        """Return the answer to the last message; each has a role (system, user, assistant) and its
+        content. The settings are max_tokens, temperature, top_p, seed, stop, citations."""
 
         def reply(body: dict[str, Any]) -> ChatReply:
             (choice,) = body["choices"]

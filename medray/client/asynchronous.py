@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 
 
 class AsyncClient:
-    """The same calls for asyncio. `connections` requests run at a time, each in a thread.
+    """The calls of `Client` for asyncio. `connections` requests run at a time, each in a thread.
 
     `async with AsyncClient() as client: await client.classify(["…"])`"""
 
@@ -46,7 +46,7 @@ class AsyncClient:
         self.close()
 
     def close(self) -> None:
-        """End the threads; requests that run are finished first by their own threads."""
+        """End the threads. Requests that are under way finish."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def classify(

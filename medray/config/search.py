@@ -27,6 +27,13 @@ class Axis(Section):
     )
     randint: tuple[int, int] | None = Field(None, description="[low, high], both included")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_no_list(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            raise ValueError(f"is a list; write {{grid: {list(value)!r:.80}}}, or another kind")
+        return value
+
     @model_validator(mode="after")
     def _one(self) -> Self:
         names = [kind for kind in KINDS if getattr(self, kind) is not None]

@@ -63,8 +63,10 @@ class WordCounts:
         return cls(int(low), math.ceil(high))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Audit:
+    """What the data of a study are like."""
+
     num_rows: int
     num_empty: int  # rows without a text, which are set aside
     labels: dict[str, int]
@@ -92,6 +94,9 @@ class Audit:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def __repr__(self) -> str:
+        return self.render()
 
     def render(self) -> str:
         lines = [

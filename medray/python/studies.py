@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from html import escape
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from medray.study.study import Outcome
 
 
-Config = Union[str, Path, Mapping[str, Any], StudyConfig, "Study"]
-
-
 @dataclass(frozen=True, repr=False)
 class Study:
     """A study of one data set over several base models: its settings, ready to run.
@@ -55,7 +52,9 @@ class Study:
     settings: Mapping[str, Any]  # what the user set
     config: StudyConfig = field(compare=False)
 
-    def __init__(self, config: "Config", **settings: Any):
+    def __init__(
+        self, config: "str | Path | Mapping[str, Any] | StudyConfig | Study", **settings: Any
+    ):
         raw, where = _raw(config)
         values = _plain(settings)
         raw = merge(raw, {name: value for name, value in values.items() if "." not in name})
@@ -78,14 +77,16 @@ class Study:
         return f"<pre>{escape(self.yaml)}</pre>"
 
     def audit(self) -> "list[Audit]":
-        """Report on the data, once per base model: balance, lengths, duplicates, conflicts."""
+        """Report on the data, once per base model: balance, lengths, duplicates, conflicts. A
+        report prints as text."""
         from medray.study import materials, preflight
 
         preflight.check(self.config)
         return list(materials.audit(self.config))
 
     def plan(self) -> "StudyEstimate":
-        """Estimate memory, parallel trials and hours on this machine without loading weights."""
+        """Estimate memory, parallel trials and hours on this machine without loading weights. The
+        estimate prints as a table."""
         from medray.runtime.cluster import Cluster, Node
         from medray.study.estimate import Speed, estimate
 
@@ -103,7 +104,8 @@ class Study:
         return self._run(watch, resume=False, retry_failed=False)
 
     def resume(self, *, watch: bool = True, retry_failed: bool = False) -> Result:
-        """Continue the latest run of this study, or extend it by what the settings have gained."""
+        """Continue the latest run of this study, or extend it where the settings have gained
+        trials, base models or seeds. `retry_failed` also repeats the trials that failed."""
         return self._run(watch, resume=True, retry_failed=retry_failed)
 
     def _run(self, watch: bool, *, resume: bool, retry_failed: bool) -> Result:
@@ -126,7 +128,7 @@ def fit(
     data: Any,
     /,
     *,
-    text: frames.TextColumns,
+    text: str | int | Sequence[str | int],
     label: str | int,
     name: str = "python",
     id: str | int | None = None,
@@ -260,7 +262,9 @@ def search(
                 html_report.write(page, run.folder / html_report.REPORT)
 
 
-def _raw(config: Config) -> tuple[dict[str, Any], str]:
+def _raw(
+    config: str | Path | Mapping[str, Any] | StudyConfig | Study,
+) -> tuple[dict[str, Any], str]:
     """Return settings as a mapping, and their place for errors."""
     if isinstance(config, Study):
         return _plain(config.settings), f"study {config.config.name}"

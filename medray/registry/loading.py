@@ -95,9 +95,14 @@ class LoadedRelease:
         )
         return self.engine
 
-    def predict(self, inputs: Any, *, text: frames.TextColumns | None = None) -> list[Prediction]:
+    def predict(
+        self, inputs: Any, *, text: str | int | Sequence[str | int] | None = None
+    ) -> list[Prediction]:
         """Return one calibrated prediction per input, in order. The id of a text is its
         position.
+
+        A prediction has its `labels`, the `probabilities` of `task.labels`, its `confidence`, and
+        `abstained`. Other tasks fill in `text`, `mentions` or `answers`.
 
         The inputs are texts, examples, or a table: a DataFrame, a mapping of columns or a list of
         rows. Its column `text` holds the texts; several columns are joined. Without `text`, names
@@ -108,7 +113,9 @@ class LoadedRelease:
     def _predict(self, examples: Sequence[Example]) -> list[Prediction]:
         return calibrate(self.task, self.calibration, self.task.predict(self.engine, examples))
 
-    def predict_proba(self, inputs: Any, *, text: frames.TextColumns | None = None) -> Floats:
+    def predict_proba(
+        self, inputs: Any, *, text: str | int | Sequence[str | int] | None = None
+    ) -> Floats:
         """Return calibrated probabilities: a row per input, a column per label of `task.labels`."""
         if not self.task.labels:
             raise ConfigError(
@@ -118,7 +125,7 @@ class LoadedRelease:
         return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.task.labels))
 
     def explain(self, text: str, *, label: str | None = None) -> Explanation:
-        """Return how much each piece of a text speaks for a label, by default the predicted one."""
+        """Return how much each word of a text speaks for a label, by default the predicted one."""
         frames.check_text(text, "explain: the text")
         return explain(self.task, self._transformers, self.predict([text])[0], text, label)
 
@@ -185,8 +192,10 @@ class LoadedRelease:
         with_citations: bool = False,
     ) -> Decisions:
         """Answer typed questions about a text, by default those that the release was trained for.
-        They have the form of data files and of `/v1/decisions`, or are objects of
-        `medray.types.Question`.
+        They have the form of data files and of `/v1/decisions`, such as
+        `{"urgent": {"type": "predicate", "instructions": "Is it urgent?"}}`, or are objects of
+        `medray.types.Question`. An answer has its `value`, its `confidence`, and the
+        `probabilities` of its `values`.
 
         >>> release = medray.load("cancer@best")
         >>> (answer,) = release.decide("The patient was well.").answers

@@ -30,6 +30,19 @@ _TFLOPS_OF_A_CPU = {
     "fp16": 0.04,
 }  # per core with AVX512_BF16, measured with MiniLM
 
+HEADER = (
+    "base model",
+    "parameters",
+    "trainable",
+    "GB/worker",
+    "activations (GB)",
+    "fits",
+    "workers",
+    "parallel trials",
+    "trials",
+    "hours/trial",
+)
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -62,12 +75,36 @@ class BaseEstimate:
     def gpu_s(self) -> float:
         return self.total_s * self.placement.least_workers * self.placement.gpus
 
+    def cells(self) -> tuple[str, ...]:
+        """Return the row of the table with this `HEADER`."""
+        place = self.placement
+        devices = f"{place.gpus:g} GPU" if place.gpus else f"{place.cpus:g} CPU"
+        return (
+            self.source,
+            f"{self.footprint.num_parameters / 1e6:,.0f}M",
+            f"{self.footprint.num_trainable / 1e6:.1f}M",
+            f"{self.worker_bytes / 1e9:.1f}",
+            f"{self.footprint.activations / 1e9:.1f}",
+            "-" if self.fits is None else "yes" if self.fits else "no",
+            f"{place.least_workers} x {devices}",
+            str(self.at_once),
+            str(self.num_trials),
+            hours_text(self.trial_s / 3600),
+        )
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class StudyEstimate:
+    """The estimate of a study. It prints as a table with a row per base model."""
+
     bases: tuple[BaseEstimate, ...]
     share: float  # of the search that fits into search.num_epochs
     limit_s: float | None  # search.time_s
+
+    def __repr__(self) -> str:
+        rows = (HEADER, *(base.cells() for base in self.bases))
+        total = f"in total at most {hours_text(self.hours)} hours"
+        return "\n".join([*(" | ".join(row) for row in rows), total])
 
     @property
     def _unlimited_s(self) -> float:
@@ -242,3 +279,8 @@ def _trial_s(
         else _TFLOPS_OF_A_CPU[default_precision(trial.model.precision)] * placement.cpus
     )
     return memory.num_linear * tokens * step / (tflops * 1e12 * workers)
+
+
+def hours_text(hours: float) -> str:
+    """Return hours with two digits also where there are thousandths of one."""
+    return f"{hours:.3f}" if hours >= 0.1 or not hours else f"{hours:.2g}"

@@ -1,5 +1,6 @@
 """Studies from Python."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,15 @@ def test_mistakes_are_those_of_the_command_line(path: Path) -> None:
 def test_a_study_is_audited_and_planned_without_training(path: Path) -> None:
     study = medray.Study(path)
     (audit,) = study.audit()
-    assert "60" in audit.render()
-    assert study.plan().bases[0].num_trials == 1
+    assert repr(audit).startswith("60 rows")
+    plan = study.plan()
+    assert plan.bases[0].num_trials == 1
+    assert re.search(r"hours/trial\n.*tiny-bert \| 0M .*\nin total at most", repr(plan))
+
+
+def test_a_list_as_an_axis_says_how_it_is_written(path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"space.lora.r: is a list; write \{grid: \[4, 8\]\}"):
+        medray.Study(path, search={"space": {"lora.r": [4, 8]}})
 
 
 def test_two_labels_need_a_positive_one_or_another_metric(

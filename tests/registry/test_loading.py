@@ -85,6 +85,8 @@ def test_a_release_answers_its_own_question_with_the_probabilities_of_a_predicti
     assert (answer.value, answer.values) == (prediction.labels[0], release.task.labels)
     assert answer.probabilities == prediction.probabilities
     assert answer.confidence == prediction.confidence
+    line = f"label: {answer.value}, {max(answer.probabilities):.2f}"
+    assert repr(release.decide(TEXTS[0])) == line
 
 
 def test_questions_have_the_form_of_data_files_or_are_objects() -> None:

@@ -28,13 +28,20 @@ class QuestionError(ConfigError):
     """A question that the release does not answer. The message repeats nothing of it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Decisions:
     """The answers to questions about a text, and the predictions from which they are read."""
 
     answers: tuple[QuestionAnswer, ...]
     rows: tuple[Prediction, ...]
     citations: tuple[Citations, ...] = ()  # one per answer, if requested
+
+    def __repr__(self) -> str:
+        return "\n".join(
+            f"{one.name}: {one.value}, {one.probabilities[one.values.index(one.value)]:.2f}"
+            + (", abstained" if one.abstained else "")
+            for one in self.answers
+        )
 
 
 def questions_of(task: Task) -> tuple[Question, ...]:
