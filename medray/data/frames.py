@@ -3,6 +3,7 @@ Arrow tables, a mapping of columns, a list of rows."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -26,10 +27,13 @@ def is_table(data: Any) -> bool:
 
 def table_of(data: Any) -> pa.Table:
     """Return the rows of an object; an error names what it is."""
+    kind = type(data).__name__
     if hasattr(data, "collect"):
-        raise DataError(
-            f"the data: is a {type(data).__name__}, whose rows are not read yet; give .collect()"
-        )
+        raise DataError(f"the data: is a {kind}, whose rows are not read yet; give .collect()")
+    if isinstance(data, Mapping) and hasattr(data, "column_names"):
+        raise DataError(f"the data: is a {kind} of several splits; give one, as in data['train']")
+    if hasattr(data, "with_format") and not hasattr(data, "__len__"):
+        raise DataError(f"the data: is a {kind}, whose rows are not read yet; give a Dataset")
     try:
         table = _table(data)
     except UnicodeEncodeError:
@@ -42,7 +46,7 @@ def table_of(data: Any) -> pa.Table:
             f"the data: cannot be read as a table ({reason:.200}); give {_KINDS}"
         ) from None
     if table is None:
-        raise DataError(f"the data: is a {type(data).__name__}; give {_KINDS}")
+        raise DataError(f"the data: is a {kind}; give {_KINDS}")
     return table.drop_columns([name for name in table.column_names if name.startswith(_INDEX)])
 
 
@@ -96,7 +100,7 @@ def examples_of(inputs: Any, text: TextColumns | None = None) -> list[Example]:
         raise DataError("predict: got one text; give a list of texts, as in predict([text])")
     if is_table(inputs):
         return _examples_of_table(table_of(inputs), text)
-    if not isinstance(inputs, Iterable):
+    if not isinstance(inputs, Iterable) or getattr(inputs, "ndim", 1) == 0:
         raise DataError(
             f"predict: the inputs are of type {type(inputs).__name__}; give a list of texts"
         )
@@ -106,11 +110,13 @@ def examples_of(inputs: Any, text: TextColumns | None = None) -> list[Example]:
         return _examples_of_table(table_of(rows), text)
     if text is not None:
         raise DataError(f"text {text!r}: the inputs have no columns; drop it, or give a table")
-    return [
-        row
-        if isinstance(row, Example)
-        else Example(str(number), check_text(row, f"predict: row {number}"))
+    examples = [
+        row if isinstance(row, Example) else Example(str(number), row)
         for number, row in enumerate(rows)
+    ]
+    return [
+        replace(example, text=check_text(example.text, f"predict: row {number}"))
+        for number, example in enumerate(examples)
     ]
 
 

@@ -160,7 +160,7 @@ def fit(
         label=str(label),
         id=None if id is None else str(id),
         name=name,
-        positive=None if positive is None else as_text(positive),
+        positive=None if positive is None else as_text(_plain(positive)),
         metric=metric,
         storage_path=storage_path,
     )

@@ -1,7 +1,7 @@
 """Load a checkpoint's folder: its task, engine and calibration, checked by its probe."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from medray.client.answers import Citations, Explanation, MarkedText, MentionAnswer
 from medray.config.trial import Precision, TrialConfig
 from medray.data import frames
-from medray.data.formats.base.question_parsing import parse_questions
+from medray.data.formats.base.question_parsing import check_questions
 from medray.data.minhash import RowHashes
 from medray.engines.transformers import TransformersEngine
 from medray.errors import ArtifactError, ConfigError, DataError
@@ -203,7 +203,7 @@ class LoadedRelease:
         ('cancer', 'other')
         """
         frames.check_text(text, "decide: the text")
-        items = _questions(questions) or questions_of(self.task)
+        items = check_questions(questions, "decide") or questions_of(self.task)
         if not items:
             raise QuestionError(
                 f"{self.reference}: it answers no questions; use a release with labels"
@@ -325,19 +325,6 @@ def base_model_engine(
         token_budget=evaluation_tokens(model.network, config.train.token_budget, device),
         device=device,
     )
-
-
-def _questions(questions: Any) -> tuple[Question, ...]:
-    """Return questions as objects."""
-    is_list = isinstance(questions, Iterable) and not isinstance(questions, str | Mapping)
-    items = list(questions) if is_list else questions
-    if not (isinstance(items, list) and all(isinstance(item, Question) for item in items)):
-        items = parse_questions(items, "decide")
-    for number, question in enumerate(items):
-        options = (part for option in question.options for part in astuple(option))
-        for part in (question.name, question.instructions, *options):
-            frames.check_text(part, f"decide: question {number}")
-    return tuple(items)
 
 
 def write_cloud(folder: Path, cloud: Cloud) -> None:

@@ -159,5 +159,7 @@ def _not_an_object(request: Request) -> str:
 async def on_http_exception(request: Request, err: Exception) -> Response:
     assert isinstance(err, HTTPException)
     kinds = {404: "not_found", 405: "method_not_allowed"}
-    kind = kinds.get(err.status_code, "http_error")
-    return error_response(Refusal(err.status_code, kind, str(err.detail)))
+    kind, reason = kinds.get(err.status_code, "http_error"), str(err.detail)
+    if err.status_code == 404:  # explanations, for one, are a route only where they are set
+        reason = f"{request.url.path:.80}: no such route; /docs lists those of this service"
+    return error_response(Refusal(err.status_code, kind, reason))

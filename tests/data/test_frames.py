@@ -8,12 +8,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from medray.config.schema import validate
 from medray.data import frames
 from medray.data.formats import tables
 from medray.errors import DataError
+from medray.types import Example
 
 COLUMNS: dict[str, list[Any]] = {"text": ["a", "b", None], "label": ["x", "y", "x"]}
 
@@ -171,5 +172,12 @@ def test_rows_to_predict_may_be_mappings_arrow_arrays_or_none() -> None:
     assert [row.text for row in frames.examples_of(rows, ["text", "more"])] == ["one 1", "two 2"]
     assert [row.text for row in frames.examples_of(pa.array(["one", "two"]))] == ["one", "two"]
     assert frames.examples_of(pd.DataFrame({"text": []})) == []
-    with pytest.raises(DataError, match="text: \\[\\] names no column"):
+    for splits in (DatasetDict({"train": Dataset.from_dict(COLUMNS)}), {}):
+        with pytest.raises(DataError, match=r"is a DatasetDict of several splits; give one|has no"):
+            frames.to_parquet(splits, ["text"], "label")
+    with pytest.raises(DataError, match="IterableDataset, whose rows are not read yet"):
+        frames.examples_of(Dataset.from_dict(COLUMNS).to_iterable_dataset())
+    with pytest.raises(DataError, match="predict: row 0 is of type NoneType"):
+        frames.examples_of([Example("a", None)])  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"text: \[\] names no column"):
         frames.examples_of(rows, [])

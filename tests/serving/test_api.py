@@ -366,7 +366,11 @@ def test_models_docs_and_the_root_are_there() -> None:
         "ErrorBody",
     } <= schema["components"]["schemas"].keys()
     assert http.get("/").json()["models"] == ["cancer@best", "findings@2"]
-    assert http.get("/nowhere").json()["error"]["type"] == "not_found"
+    error = http.get("/nowhere").json()["error"]
+    assert (error["type"], error["message"].partition(";")[0]) == (
+        "not_found",
+        "/nowhere: no such route",
+    )
     assert http.get("/classify").json()["error"]["type"] == "method_not_allowed"
 
 

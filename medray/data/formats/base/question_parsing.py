@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from medray.data.formats.base.parsing import lines
+from medray.data.frames import check_text
 from medray.errors import DataError, suggest
 from medray.types import PREDICATE_VALUES, Question, QuestionKind, QuestionOption
 
@@ -67,6 +68,25 @@ def parse_questions(raw: Any, where: str) -> tuple[Question, ...]:
     if twice := next((name for at, name in enumerate(names) if name in names[:at]), None):
         raise DataError(f"{where}: two questions have the name {twice!r:.60}; rename one")
     return tuple(_question(name, item, where) for name, item in pairs)
+
+
+def check_questions(raw: Any, where: str) -> tuple[Question, ...]:
+    """Return questions that Python code gives, as objects or in the form of data files, and check
+    their texts."""
+    is_list = isinstance(raw, Iterable) and not isinstance(raw, str | Mapping)
+    items = list(raw) if is_list else raw
+    if not (isinstance(items, list) and all(isinstance(item, Question) for item in items)):
+        items = parse_questions(items, where)
+    for number, question in enumerate(items):
+        place = f"{where}: question {number}"
+        for option in question.options:
+            if not isinstance(option, QuestionOption):
+                raise DataError(f"{place}: option {option!r:.60} is no QuestionOption; make it one")
+            check_text(option.value, place)
+            check_text(option.description, place)
+        check_text(question.name, place)
+        check_text(question.instructions, place)
+    return tuple(items)
 
 
 def _question(name: Any, raw: Any, where: str) -> Question:
