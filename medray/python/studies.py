@@ -273,6 +273,8 @@ def _raw(
     if isinstance(config, Mapping):
         return _plain(config), "the settings"
     path = files.check_place(config, "Study")
+    if "\n" in path:
+        raise ConfigError("Study: is a text of several lines; give a path, or yaml.safe_load(text)")
     return read_yaml(Path(path)), path
 
 

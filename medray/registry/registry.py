@@ -216,7 +216,10 @@ class Registry:
         name.
 
         Raise if its record has another digest than the given one, or than its alias names."""
-        reference = str(reference)
+        if not isinstance(reference, str):
+            raise ConfigError(
+                f"release: is of type {type(reference).__name__}; give a text such as NAME@VERSION"
+            )
         name, _, which = reference.partition("@")
         _check_name("release", name)
         versions = self.versions(name)

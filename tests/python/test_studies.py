@@ -199,8 +199,13 @@ def test_what_is_no_study_and_no_run_is_named(config: Any) -> None:
         medray.Result.of(config)
 
 
+def test_yaml_as_a_text_is_no_path(path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"Study: is a text of several lines; give a path, or"):
+        medray.Study(path.read_text())
+
+
 def test_a_release_a_device_and_a_name_that_are_none_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="release 'None' is not a name"):
+    with pytest.raises(ConfigError, match="release: is of type NoneType; give a text"):
         medray.load(None, storage_path=tmp_path)  # type: ignore[arg-type]
     with pytest.raises(AttributeError, match="no attribute 'stduy'; did you mean 'Study'"):
         medray.stduy  # noqa: B018
