@@ -168,8 +168,8 @@ class AppOptions(Section):
     explanations: bool = Field(
         False,
         description=(
-            "answer at /v1/explain which words a label rests on, for classifications; it costs a "
-            "hundred readings of a text, and a second copy of a model that is not in fp32"
+            "answer at /v1/explain which words a label rests on, for classifications; it costs at "
+            "least 34 readings of a text, and a second copy of a model that is not in fp32"
         ),
     )
     audit_log: str | None = Field(
