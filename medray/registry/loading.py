@@ -208,10 +208,15 @@ class LoadedRelease:
             raise QuestionError(
                 f"{self.reference}: it answers no questions; use a release with labels"
             )
-        (decisions,) = decide(self.task, self.calibration, self._predict, [text], items)
+        decisions = self.answer(text, items)
         if not with_citations:
             return decisions
         return replace(decisions, citations=self.cite_answers(text, items, decisions.answers))
+
+    def answer(self, text: str, questions: Sequence[Question]) -> Decisions:
+        """Answer questions that were checked before, as those of a request are."""
+        (decisions,) = decide(self.task, self.calibration, self._predict, [text], questions)
+        return decisions
 
     def cite_answers(
         self,

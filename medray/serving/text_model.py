@@ -317,7 +317,7 @@ class TextModel:
     def decide(self, inquiry: Inquiry, *, limits: Limits, deadline: float) -> InquiryReply:
         turn = Turn(self.batcher, self.streams, limits.tokens, deadline, self.cloud)
         release = replace(self.release, engine=turn)
-        decisions = release.decide(inquiry.text, inquiry.questions)
+        decisions = release.answer(inquiry.text, inquiry.questions)
         notes = (self._note(float(np.mean(turn.distances))),) if turn.distances else ()
         rows, most = (inquiry.text, inquiry.questions, decisions.answers), limits.sentences
         citations = release.cite_answers(*rows, most_sentences=most) if inquiry.citations else ()
