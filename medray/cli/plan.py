@@ -157,13 +157,11 @@ def _table(outlook: "StudyEstimate", out: Output) -> list[str]:
     from rich.console import Console
     from rich.table import Table
 
-    from medray.study.estimate import HEADER
-
-    rows = [base.cells() for base in outlook.bases]
+    header, *rows = outlook.rows()
     console = Console(file=out.stdout)
     if not console.is_terminal:
-        return [" | ".join(row) for row in (HEADER, *rows)]
-    table = Table(*HEADER)
+        return [" | ".join(row) for row in (header, *rows)]
+    table = Table(*header)
     for row in rows:
         table.add_row(*row)
     with console.capture() as capture:

@@ -27,8 +27,13 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _half_a_pair_is_no_character(cls, value: Any) -> Any:
-        if isinstance(value, str) and value.encode("utf-8", "replace").decode() != value:
-            raise ValueError("holds half of a surrogate pair, which is not a character; replace it")
+        if isinstance(value, str):
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise ValueError(
+                    "holds half of a surrogate pair, which is not a character; replace it"
+                ) from None
         return value
 
     @field_validator("*", mode="before")

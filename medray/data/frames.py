@@ -3,10 +3,10 @@ Arrow tables, a mapping of columns, a list of rows."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from medray.data.columns import prediction_columns
@@ -110,14 +110,15 @@ def examples_of(inputs: Any, text: TextColumns | None = None) -> list[Example]:
         return _examples_of_table(table_of(rows), text)
     if text is not None:
         raise DataError(f"text {text!r}: the inputs have no columns; drop it, or give a table")
-    examples = [
-        row if isinstance(row, Example) else Example(str(number), row)
-        for number, row in enumerate(rows)
-    ]
-    return [
-        replace(example, text=check_text(example.text, f"predict: row {number}"))
-        for number, example in enumerate(examples)
-    ]
+    return [_example(row, number) for number, row in enumerate(rows)]
+
+
+def _example(row: Any, number: int) -> Example:
+    where = f"predict: row {number}"
+    if isinstance(row, Example):
+        check_text(row.text, where)
+        return row
+    return Example(str(number), check_text(row, where))
 
 
 def _examples_of_table(table: pa.Table, text: TextColumns | None) -> list[Example]:
@@ -153,15 +154,17 @@ def column_names(columns: TextColumns) -> list[str]:
 
 def _check_values(table: pa.Table, role: str, name: str) -> None:
     """Raise where rows have no value. A blank label is none; a blank text is set aside later."""
-    missing = [
-        at
-        for at, value in enumerate(table.column(name).to_pylist())
-        if value is None or (role == "label" and isinstance(value, str) and not value.strip())
-    ]
-    if missing:
+    column = table.column(name)
+    is_missing = column.is_null()
+    if role == "label" and (
+        pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    ):
+        is_blank = pc.equal(pc.utf8_trim_whitespace(column), "")
+        is_missing = pc.or_(is_missing, pc.fill_null(is_blank, False))
+    if num_missing := pc.sum(is_missing).as_py():
         raise DataError(
-            f"{role} {name!r}: {len(missing)} of {table.num_rows} rows have none, the first at "
-            f"position {missing[0]}; fill them in, or leave these rows out"
+            f"{role} {name!r}: {num_missing} of {table.num_rows} rows have none, the first at "
+            f"position {pc.index(is_missing, True).as_py()}; fill them in, or leave these rows out"
         )
 
 

@@ -30,7 +30,7 @@ _TFLOPS_OF_A_CPU = {
     "fp16": 0.04,
 }  # per core with AVX512_BF16, measured with MiniLM
 
-HEADER = (
+_HEADER = (
     "base model",
     "parameters",
     "trainable",
@@ -76,7 +76,7 @@ class BaseEstimate:
         return self.total_s * self.placement.least_workers * self.placement.gpus
 
     def cells(self) -> tuple[str, ...]:
-        """Return the row of the table with this `HEADER`."""
+        """Return its row in the table of a study."""
         place = self.placement
         devices = f"{place.gpus:g} GPU" if place.gpus else f"{place.cpus:g} CPU"
         return (
@@ -102,9 +102,12 @@ class StudyEstimate:
     limit_s: float | None  # search.time_s
 
     def __repr__(self) -> str:
-        rows = (HEADER, *(base.cells() for base in self.bases))
-        total = f"in total at most {hours_text(self.hours)} hours"
-        return "\n".join([*(" | ".join(row) for row in rows), total])
+        rows = [" | ".join(row) for row in self.rows()]
+        return "\n".join([*rows, f"in total at most {hours_text(self.hours)} hours"])
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Return the table, its header first."""
+        return [_HEADER, *(base.cells() for base in self.bases)]
 
     @property
     def _unlimited_s(self) -> float:

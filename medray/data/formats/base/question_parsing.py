@@ -2,6 +2,7 @@
 `choices`, `levels` and `criteria` are options, and a `noul` is a predicate."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -71,22 +72,23 @@ def parse_questions(raw: Any, where: str) -> tuple[Question, ...]:
 
 
 def check_questions(raw: Any, where: str) -> tuple[Question, ...]:
-    """Return questions that Python code gives, as objects or in the form of data files, and check
-    their texts."""
+    """Return questions that Python code gives, as objects or in the form of data files."""
     is_list = isinstance(raw, Iterable) and not isinstance(raw, str | Mapping)
-    items = list(raw) if is_list else raw
-    if not (isinstance(items, list) and all(isinstance(item, Question) for item in items)):
-        items = parse_questions(items, where)
-    for number, question in enumerate(items):
-        place = f"{where}: question {number}"
-        for option in question.options:
-            if not isinstance(option, QuestionOption):
-                raise DataError(f"{place}: option {option!r:.60} is no QuestionOption; make it one")
-            check_text(option.value, place)
-            check_text(option.description, place)
-        check_text(question.name, place)
-        check_text(question.instructions, place)
-    return tuple(items)
+    items = list(map(_as_in_files, raw)) if is_list else raw
+    return parse_questions(items, where) if items else ()
+
+
+def _as_in_files(item: Any) -> Any:
+    if not isinstance(item, Question):
+        return item
+    fields = asdict(item)
+    options = fields["options"]
+    return {
+        "name": fields["name"],
+        "type": fields["kind"],
+        "instructions": fields["instructions"],
+        "options": list(options) if isinstance(options, tuple) else options,
+    }
 
 
 def _question(name: Any, raw: Any, where: str) -> Question:
@@ -117,6 +119,8 @@ def _question(name: Any, raw: Any, where: str) -> Question:
     values = [option.value for option in options]
     if twice := next((value for at, value in enumerate(values) if value in values[:at]), None):
         raise DataError(f"{where}: the option {twice!r:.60} occurs twice; remove one")
+    for text in (name, instructions, *values, *(option.description for option in options)):
+        check_text(text, f"{where}: a text")
     return Question(name.strip(), kind, instructions.strip(), options)
 
 
