@@ -6,9 +6,11 @@ medray is measured alone. Each arm trains with its own defaults, the same base m
 number of epochs, and holds back a tenth of the training rows for validation. Figures on test rows
 come from the probabilities of both by the same code. Seconds and CPU seconds of `train` begin with
 the loaded libraries and end with a calibrated model. `--threads` is for training; a server may use
-all cores. With `--folder`, an arm that has a report there is not run again."""
+all cores; its figures are medians of `--rounds`, arms in turns. With `--folder`, an arm that has a
+report there is not run again."""
 
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -73,9 +75,18 @@ def write_rows(args: Namespace, folder: Path) -> None:
 def serving_speed(
     args: Namespace, arm: str, folder: Path, texts: Sequence[str]
 ) -> dict[str, float]:
-    """Return requests and CPU seconds of a server that several clients ask about each text."""
+    """Return requests and CPU seconds of a server that several clients ask about each text, with
+    one or several questions a request."""
     port = servers.free_port()
-    body = {"model": "bench", "state": "a text", "questions": {NAME: QUESTION}}
+    questions = {NAME: QUESTION} | {
+        f"topic_{number}": {
+            **QUESTION,
+            "instructions": f"Is the text about topic {number}?",
+            "criteria": ["yes", "no"],
+        }
+        for number in range(1, args.questions)
+    }
+    body = {"model": "bench", "state": "a text", "questions": questions}
     command = servers.serve_command(folder, port)
     if arm == "sysone":
         command = [args.sysone, str(ARMS), *sys.argv[1:], "--arm", "server", str(folder)]
@@ -88,7 +99,9 @@ def serving_speed(
             {"content-type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=300) as response:
-            assert json.load(response)["answers"][NAME]["choice"] in OPTIONS
+            answers = json.load(response)["answers"]
+            assert answers[NAME]["choice"] in OPTIONS
+            assert answers.keys() == questions.keys()
 
     with (
         servers.server(servers.Arm(command), port, warm_up=("/v1/systemone", body)) as pid,
@@ -186,8 +199,14 @@ def measure(args: Namespace, folder: Path) -> None:
         print(f"{name}: {reports[name]['train']}", flush=True)
     if args.requests:
         texts = [row["state"] for row in read_rows(folder, "test")][: args.requests]
+        rounds: dict[str, list[dict[str, float]]] = {name: [] for name in reports}
+        for _ in range(args.rounds):
+            for name, speeds in rounds.items():
+                speeds.append(serving_speed(args, name, folder, texts))
+                print(f"{name}: {speeds[-1]}", flush=True)
         for name, report in reports.items():
-            report |= serving_speed(args, name, folder, texts)
+            for figure in rounds[name][0]:
+                report[figure] = statistics.median(speed[figure] for speed in rounds[name])
     compare(folder, reports)
 
 

@@ -133,6 +133,8 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--epochs", type=int, default=4)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--requests", type=int, default=200)
+    options.add_argument("--rounds", type=int, default=3, help="of requests")
+    options.add_argument("--questions", type=int, default=1, help="of a request")
     options.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     options.add_argument("--sysone", metavar="PYTHON")
     options.add_argument("--folder", type=Path, help="keep rows, models and reports here")

@@ -1,4 +1,4 @@
-"""Arms of `train.py --encode`: rows of a study and of `datasets.map`, from a CSV to encoded rows on
+"""Arms of `predict.py --encode`: rows of a study and of `datasets.map`, from a CSV to encoded rows on
 disk. Each stage reports its seconds, CPU seconds and peak memory."""
 
 import csv
