@@ -101,6 +101,7 @@ class _StageLog(logging.Handler):
 def encode_with_medray(rows: Path, folder: Path, base: str) -> list[Stage]:
     """Read, split, encode and audit rows as a study does."""
     os.environ["MEDRAY_CACHE"] = str(folder / "cache")
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"  # as in a study, where nobody sets it
     from medray.config.trial import TrialConfig
     from medray.data import dataset as datasets
     from medray.data import meter
