@@ -1,9 +1,10 @@
-"""Fits the confidence of generated answers on one half of some rows, and measures it on the other.
+"""Fits the confidence of generated answers on random draws of some rows, and measures it on all.
 
 `STUDY` is a study of the task `instruct` with `task.right_answer`; its first base model answers
 untuned, or the checkpoint of `--checkpoint`. The rows are training rows of the study, without the
-safety pairs, so a checkpoint must be trained on other rows. Each row is answered once; then many
-random halves of the answers show how often a promised precision is kept."""
+safety pairs, so a checkpoint must be trained on other rows. Each row is answered once. Then all
+answers stand for a population, of which the right ones are known: draws of half as many rows, with
+replacement, show how often a promised precision is kept there."""
 
 import logging
 from collections import defaultdict
@@ -24,7 +25,7 @@ FIGURES = ("accuracy", "ece", "coverage", "answered_accuracy")
 
 def main() -> None:
     options = parser(__doc__, num_rows=160)
-    options.add_argument("--halves", type=int, default=100)
+    options.add_argument("--draws", type=int, default=200)
     args = options.parse_args()
     logging.basicConfig(level=logging.ERROR)
     study = load_study([args.study], args.settings)
@@ -33,19 +34,7 @@ def main() -> None:
     task, engine = study_model(args.checkpoint, config, dataset)
     rows = list(dataset.train[: args.rows])
     predictions = task.predict(engine, [row.without_answer() for row in rows])
-    results = measure(task, predictions, rows, study.calibration, args.halves)
-    promise = study.calibration.abstain_precision
-    print(f"{len(rows)} rows, {args.halves} random halves; mean (middle 95 %)")
-    for name, values in results.items():
-        low, high = np.quantile(values, [0.025, 0.975])
-        print(f"{name:18} {np.mean(values):.3f} ({low:.3f} to {high:.3f})")
-    if promise is not None:
-        num_kept = sum(value >= promise for value in results["answered_accuracy"])
-        num_answering = len(results["answered_accuracy"])
-        print(
-            f"a precision of {promise} is promised with probability "
-            f"{study.calibration.abstain_level}: {num_answering} halves answer, {num_kept} keep it"
-        )
+    show(measure(task, predictions, rows, study.calibration, args.draws), study.calibration)
 
 
 def measure(
@@ -53,25 +42,38 @@ def measure(
     predictions: list[Prediction],
     rows: list[Example],
     config: CalibrationConfig,
-    num_halves: int,
+    num_draws: int,
 ) -> dict[str, list[float]]:
-    """Return the figures of the second half of each random order, after a fit on the first."""
+    """Return the figures of all rows after a fit on each draw."""
     assert isinstance(task, GradedTexts)
     assert isinstance(task, TallyTask)
     rng = np.random.default_rng(0)
     figures: dict[str, list[float]] = defaultdict(list)
-    for _ in range(num_halves):
-        order = rng.permutation(len(rows))
-        first, second = np.split(order, [len(rows) // 2])
-        own = [predictions[at] for at in first]
-        right = task.grade(own, [rows[at] for at in first])
-        record = text_calibration.fit(own, right, config)
-        answers = calibrate(task, record, [predictions[at] for at in second])
-        values = task.results(answers, [rows[at] for at in second]).whole()
+    right = np.array(task.grade(predictions, rows))
+    for _ in range(num_draws):
+        drawn = rng.integers(len(rows), size=len(rows) // 2)
+        record = text_calibration.fit([predictions[at] for at in drawn], right[drawn], config)
+        values = task.results(calibrate(task, record, predictions), rows).whole()
         for name in FIGURES:
             if name in values:
                 figures[name].append(values[name])
     return figures
+
+
+def show(figures: dict[str, list[float]], config: CalibrationConfig) -> None:
+    num_draws = len(figures["accuracy"])
+    print(f"{num_draws} draws; mean (middle 95 %)")
+    for name, values in figures.items():
+        low, high = np.quantile(values, [0.025, 0.975])
+        print(f"{name:18} {np.mean(values):.3f} ({low:.3f} to {high:.3f})")
+    if config.abstain_precision is not None:
+        answering = figures["answered_accuracy"]
+        num_broken = sum(value < config.abstain_precision for value in answering)
+        print(
+            f"precision {config.abstain_precision}: {len(answering)} draws answer, {num_broken} "
+            f"break it ({num_broken / num_draws:.2f} of all draws; promised at most "
+            f"{1 - config.abstain_level:.2f})"
+        )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""Arms of `predict.py --encode`: rows of a study and of `datasets.map`, from a CSV to encoded rows on
-disk. Each stage reports its seconds, CPU seconds and peak memory."""
+"""Arms of `predict.py --encode`: rows of a study and of `datasets.map`, from a CSV to encoded rows
+on disk. Each stage reports its seconds, CPU seconds and peak memory."""
 
 import csv
 import logging
