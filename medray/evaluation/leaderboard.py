@@ -30,7 +30,7 @@ class Entry:
     settings: Mapping[str, Any] = field(default_factory=dict)
     epoch: int | None = None
     step: int | None = None
-    num_epochs: int = 0  # the number of evaluations
+    num_epochs: int = 0  # the number of evaluations on all validation rows
     validation: Mapping[str, float] = field(default_factory=dict)
     # For a finalist in 4 bits: its metrics after the adapter is merged into plain weights.
     validation_merged: Mapping[str, float] = field(default_factory=dict)

@@ -123,6 +123,7 @@ def history_rows(histories: Mapping[str, Sequence[Evaluation]]) -> Iterator[dict
                 },
                 "seconds": evaluation.seconds,
                 "tokens_per_s": evaluation.tokens_per_s,
+                **({"is_early": True} if evaluation.is_early else {}),
             }
 
 

@@ -30,7 +30,7 @@ def entry_of(record: TrialRecord, history: Sequence[Evaluation], metric: str) ->
         base=record.base,
         status=record.status,
         settings=record.settings,
-        num_epochs=len(history),
+        num_epochs=sum(not evaluation.is_early for evaluation in history),
         num_parameters=record.num_parameters,
         num_trainable=record.num_trainable,
         seconds=history[-1].seconds if history else None,

@@ -90,7 +90,11 @@ def curves(data: StudyData) -> ReportSection | None:
 
 
 def _curve(data: StudyData, trial: str, number: int, metric: str) -> Curve:
-    points = ((row.epochs, row.metrics.get(metric)) for row in data.histories[trial])
+    points = (
+        (row.epochs, row.metrics.get(metric))
+        for row in data.histories[trial]
+        if not row.is_early  # on part of the rows
+    )
     numbers = tuple(
         (at, float(value)) for at, value in points if value is not None and value == value
     )

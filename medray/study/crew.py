@@ -107,7 +107,7 @@ def hire(config: Mapping[str, Any]) -> Crew:
 
 def _fit(config: Mapping[str, Any], workers: Workers, actor: Any) -> None:
     """Run the workers of Ray Train until they leave. This process computes nothing and reserves no
-    CPU."""
+    CPU. `ray.train.torch` imports torch here too, once per crew."""
     from ray.train.torch import TorchTrainer
 
     TorchTrainer(
@@ -152,7 +152,7 @@ class _RemoteDesk:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self._actor, name)
-        return lambda *values: ray.get(method.remote(*values))
+        return lambda *values, **named: ray.get(method.remote(*values, **named))
 
 
 def _at(actor: Any) -> Desk:

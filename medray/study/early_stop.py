@@ -47,14 +47,19 @@ class Rungs:
 @dataclass
 class Patience:
     """Stops a trial whose loss and figure were both as good before, for some evaluations in turn.
+    A report that is repeated after a kill counts once.
 
     A loss alone stops too early: it rises with the confidence in mistakes while F1 still grows."""
 
     num_allowed: int
     best: dict[str, tuple[float, float]] = field(default_factory=dict)  # by trial, higher is better
     num_worse: dict[str, int] = field(default_factory=dict)
+    epochs: dict[str, float] = field(default_factory=dict)  # of the last report that counted
 
-    def goes_on(self, trial: str, loss: float, value: float) -> bool:
+    def goes_on(self, trial: str, epochs: float, loss: float, value: float) -> bool:
+        if epochs <= self.epochs.get(trial, 0.0):
+            return self.num_worse[trial] < self.num_allowed
+        self.epochs[trial] = epochs
         best_loss, best_value = self.best.get(trial, (math.inf, -math.inf))
         is_better = loss < best_loss or value > best_value
         self.best[trial] = min(loss, best_loss), max(value, best_value)

@@ -56,11 +56,12 @@ def _best_trials(study: StudyConfig) -> dict[str, Guess]:
         )
     entries = run.entries(metric, lambda record: record.of is None)
     best: dict[str, Guess] = {}
-    for base in before.base_models:
-        own = [entry for entry in entries if entry.base_model == base.source and entry.validation]
+    for source in dict.fromkeys(base.source for base in before.base_models):
+        own = [entry for entry in entries if entry.base_model == source and entry.validation]
         for entry in leaderboard.finalists(own, metric, 1):
+            base = before.base_models[entry.base or 0]
             rate = before.trial(base, entry.settings).train.peak_rate
-            best[base.source] = {LEARNING_RATE: rate, **entry.settings}
+            best[source] = {LEARNING_RATE: rate, **entry.settings}
     if not best:
         raise ConfigError(f"search.from: {run.folder} has no evaluation; name another run")
     return best
@@ -69,7 +70,11 @@ def _best_trials(study: StudyConfig) -> dict[str, Guess]:
 def _guess(study: StudyConfig, base: BaseModelConfig, earlier: Guess) -> Guess:
     if not study.tries_rates(base):
         axes = study.space(base)
-        return {path: earlier[path] for path in axes if _is_on(axes[path], earlier.get(path))}
+        return {
+            path: earlier[path]
+            for path in axes
+            if path in earlier and _is_on(axes[path], earlier[path])
+        }
     rate = earlier.get(LEARNING_RATE) or _rate(base)
     return {LEARNING_RATE: rate} if rate else {}
 

@@ -192,6 +192,8 @@ class Search:
     def observe(self, trial: str, epochs: float, metrics: Mapping[str, float]) -> bool:
         """Record an evaluation. Return whether the trial goes on."""
         value = metrics[self.metric] * direction(self.metric)
+        if self.epochs[trial] < 1 <= epochs:
+            self._best.pop(trial, None)  # early evaluations, on few rows
         self.epochs[trial] = max(self.epochs[trial], epochs)
         if not math.isnan(value):
             self._best[trial] = max(self._best.get(trial, -math.inf), value)
@@ -211,11 +213,13 @@ class Search:
         first_epochs = max(1.0, child.rungs.grace_epochs)  # no early evaluation counts
         if loss is None or child.sampler.num_trials == 1 or epochs < first_epochs:
             return goes_on
-        return child.patience.goes_on(trial, loss, value) and goes_on
+        return child.patience.goes_on(trial, epochs, loss, value) and goes_on
 
     def early_rungs(self, base: int) -> tuple[float, ...]:
-        rungs = self._children[base].rungs
-        return rungs.below(1.0) if rungs else ()
+        child = self._children[base]
+        if child.rungs is None or child.sampler.num_trials == 1:
+            return ()
+        return child.rungs.below(1.0)
 
     def complete(self, trial: str, settings: dict[str, Any], *, is_failure: bool) -> None:
         if is_failure:

@@ -242,6 +242,8 @@ class Session:
         self.under_way.discard(trial)
         record = self.records[trial]
         if record.status != "running":
+            if record.ended_at is None:  # lost between its last report and its end
+                self.on_trial_end(trial)
             return
         self.num_losses[trial] += 1
         num_allowed = self.study.resources.max_failures

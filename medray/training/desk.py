@@ -35,7 +35,9 @@ class WorkerDesk(Protocol):
 
     def report(self, number: int, row: dict[str, Any]) -> bool: ...
 
-    def finish(self, number: int, row: dict[str, Any] | None = None) -> None: ...
+    def finish(
+        self, number: int, row: dict[str, Any] | None = None, *, ends_workers: bool = False
+    ) -> None: ...
 
 
 class Desk:
@@ -47,6 +49,7 @@ class Desk:
         self._messages: deque[TrialMessage] = deque()  # that the study has not read
         self._num_reports = self._num_answers = 0
         self._num_losses = self._max_failures = 0
+        self._num_ends = 0  # of workers that end by themselves, and are not lost
 
     def assign(self, assignment: Assignment, max_failures: int) -> None:
         """Hand out an assignment. The trial before it stops at its report."""
@@ -96,12 +99,16 @@ class Desk:
             )
             return self._is_current(number)
 
-    def finish(self, number: int, row: dict[str, Any] | None = None) -> None:
-        """End the trial of an order, with the report of its failure where there is one."""
+    def finish(
+        self, number: int, row: dict[str, Any] | None = None, *, ends_workers: bool = False
+    ) -> None:
+        """End the trial of an order, with the report of its failure where there is one. Workers
+        that end with it are not lost."""
         with self._change:
             if not self._is_current(number):
                 return
             self._order = None
+            self._num_ends += ends_workers
             if row is not None:
                 self._add(TrialMessage(row))
             self._add(TrialMessage(None))
@@ -110,6 +117,9 @@ class Desk:
         """Count the loss of the trial's workers, whose successors take the same order. After more
         than `max_failures` losses, the trial ends with this row."""
         with self._change:
+            if self._num_ends:  # the trial is over, and the next one may have begun
+                self._num_ends -= 1
+                return
             self._num_losses += 1
             if self._num_losses > self._max_failures:
                 self.finish(self._number, row)

@@ -92,9 +92,10 @@ def _train(desk: WorkerDesk, number: int, assignment: Assignment, node: str) -> 
         # trial again.
         threading.Event().wait()
     except MedrayError as err:
-        desk.finish(number, failure(err))
-        if distributed.world_size() > 1:
-            # The others may wait inside a collective call, which only the end of the group ends.
+        # The others may wait inside a collective call, which only the end of the group ends.
+        ends_workers = distributed.world_size() > 1
+        desk.finish(number, failure(err), ends_workers=ends_workers)
+        if ends_workers:
             raise
     else:
         if distributed.rank() == 0:

@@ -1,5 +1,6 @@
 """A study whose trials are compared inside their first epoch, in the test's own process."""
 
+import csv
 from pathlib import Path
 
 from support import in_process, tiny
@@ -29,4 +30,7 @@ def test_a_trial_that_is_stopped_inside_its_first_epoch_is_ranked_last(tmp_path:
     assert 0.5 <= histories[1][0].epochs < 0.6
     # Part of the validation rows ranks no trial, and leaves no checkpoint.
     assert loser.validation == {}
+    assert (winner.num_epochs, loser.num_epochs) == (2, 0)
+    table = list(csv.DictReader((outcome.run.folder / "history.csv").open(encoding="utf-8")))
+    assert [row["is_early"] for row in table] == ["True", "", "", "True"]
     assert not (outcome.run.trial_dir(loser.name) / "checkpoints").exists()

@@ -100,3 +100,9 @@ def test_an_earlier_run_must_be_of_the_same_task_and_have_results(tmp_path: Path
     assert "name a run of the same task and metric" in mistake(run, "task.metric=accuracy")
     assert "has no run of a study" in mistake(Run(tmp_path / "empty"))
     preflight.check(tiny.study(tmp_path, f"search.from={run.folder}"))
+
+
+def test_an_axis_may_hold_null_and_no_earlier_study_be_named(tmp_path: Path) -> None:
+    space = "search.space={lora.top_layers: {choice: [null, 1]}}"
+    study = tiny.study(tmp_path, f"{RATE}=0.001", "search.algorithm=random", space)
+    assert first_guesses(study, Run.start(study)) == [{}]

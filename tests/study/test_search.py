@@ -324,6 +324,17 @@ def test_a_trial_stops_after_two_evaluations_without_a_better_loss_or_figure(
     assert num_evaluations((0.5, 0.8), (0.6, 0.8), (0.6, 0.9), (0.6, 0.8)) == 4
 
 
+def test_a_report_that_is_repeated_after_a_kill_counts_once(tmp_path: Path) -> None:
+    study = tiny.study(tmp_path, RATE, "search.num_trials=2", "search.scheduler=asha")
+    search = Search(study, METRIC)
+    proposals(search)
+    assert search.observe("0-0", 1.0, {METRIC: 0.8, "log_loss": 0.5})
+    for _ in range(3):
+        assert search.observe("0-0", 2.0, {METRIC: 0.8, "log_loss": 0.6})
+    for _ in range(2):
+        assert not search.observe("0-0", 3.0, {METRIC: 0.8, "log_loss": 0.6})
+
+
 @pytest.mark.parametrize(
     ("settings", "steps_per_epoch", "rung"),
     [

@@ -60,6 +60,17 @@ def test_a_trial_ends_with_an_error_once_its_workers_are_lost_too_often() -> Non
     assert desk.next_message(SOON) is None
 
 
+def test_workers_that_end_with_a_failed_trial_are_no_loss_of_the_next_one() -> None:
+    desk = Desk()
+    desk.assign(assignment("one"), max_failures=0)
+    desk.finish(1, {"failed": "its loss is not a number"}, ends_workers=True)
+    desk.assign(assignment("two"), max_failures=0)
+    desk.lose({"failed": "its loss is not a number"})  # Ray tells late
+    assert take(desk, 1) == "two"
+    desk.lose({"failed": "a worker died"})
+    assert rows(desk) == [{"failed": "a worker died"}, None]
+
+
 def test_a_report_waits_for_the_study_which_goes_on_or_hands_out_another_trial() -> None:
     desk = Desk()
     desk.assign(assignment("one"), max_failures=0)
