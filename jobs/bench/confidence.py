@@ -3,7 +3,7 @@
 `STUDY` is a study of the task `instruct` with `task.right_answer`; its first base model answers
 untuned, or the checkpoint of `--checkpoint`. The rows are training rows of the study, without the
 safety pairs, so a checkpoint must be trained on other rows. Each row is answered once. Then all
-answers stand for a population, of which the right ones are known: draws of half as many rows, with
+answers stand for a population of which the right ones are known. Draws of half as many rows, with
 replacement, show how often a promised precision is kept there."""
 
 import logging

@@ -35,9 +35,12 @@ def first_guesses(study: StudyConfig, run: Run) -> list[Guess]:
 
 def check(study: StudyConfig) -> list[str]:
     """Return mistakes in `search.from`."""
+    if not study.search.from_run:
+        return []
+    if not any(map(study.has_search, study.base_models)):
+        return ["search.from: this study searches no settings; give search.space, or drop it"]
     try:
-        if study.search.from_run:
-            _best_trials(study)
+        _best_trials(study)
     except (ArtifactError, ConfigError) as err:
         return [str(err)]
     return []

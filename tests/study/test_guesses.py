@@ -91,7 +91,9 @@ def test_a_search_begins_where_an_earlier_study_was_best(tmp_path: Path) -> None
 def test_an_earlier_run_must_be_of_the_same_task_and_have_results(tmp_path: Path) -> None:
     def mistake(run: Run, *settings: str) -> str:
         with pytest.raises(ConfigError) as error:
-            preflight.check(tiny.study(tmp_path, f"search.from={run.folder}", *settings))
+            preflight.check(
+                tiny.study(tmp_path, f"{RATE}=null", f"search.from={run.folder}", *settings)
+            )
         return str(error.value)
 
     before = tiny.study(tmp_path, "name=before")
@@ -99,7 +101,8 @@ def test_an_earlier_run_must_be_of_the_same_task_and_have_results(tmp_path: Path
     run = earlier_run(before, ({RATE: 0.002}, 0.7))
     assert "name a run of the same task and metric" in mistake(run, "task.metric=accuracy")
     assert "has no run of a study" in mistake(Run(tmp_path / "empty"))
-    preflight.check(tiny.study(tmp_path, f"search.from={run.folder}"))
+    preflight.check(tiny.study(tmp_path, f"{RATE}=null", f"search.from={run.folder}"))
+    assert "this study searches no settings" in mistake(run, f"{RATE}=0.1")
 
 
 def test_an_axis_may_hold_null_and_no_earlier_study_be_named(tmp_path: Path) -> None:
