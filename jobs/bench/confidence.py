@@ -51,8 +51,8 @@ def measure(
     figures: dict[str, list[float]] = defaultdict(list)
     right = np.array(task.grade(predictions, rows))
     for _ in range(num_draws):
-        drawn = rng.integers(len(rows), size=len(rows) // 2)
-        record = text_calibration.fit([predictions[at] for at in drawn], right[drawn], config)
+        draw = rng.integers(len(rows), size=len(rows) // 2)
+        record = text_calibration.fit([predictions[at] for at in draw], right[draw], config)
         values = task.results(calibrate(task, record, predictions), rows).whole()
         for name in FIGURES:
             if name in values:

@@ -152,7 +152,7 @@ class _RemoteDesk:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self._actor, name)
-        return lambda *values, **named: ray.get(method.remote(*values, **named))
+        return lambda *values, **options: ray.get(method.remote(*values, **options))
 
 
 def _at(actor: Any) -> Desk:
