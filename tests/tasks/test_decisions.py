@@ -14,6 +14,7 @@ from medray.engines.transformers import TransformersEngine
 from medray.errors import DataError
 from medray.tasks.base.branches import BranchLoss, BranchRow
 from medray.tasks.base.protocol import LossInputs, QuestionTask, TallyTask, restore
+from medray.tasks.decisions import task as decisions
 from medray.tasks.decisions.task import MOST_QUESTIONS, Options, Task
 from medray.types import Branch, Example, Question, QuestionOption
 
@@ -144,6 +145,31 @@ def test_another_description_or_instruction_is_another_question(tmp_path):
     ]
     for other in answers[1:]:
         assert np.abs(np.array(answers[0]) - np.array(other)).max() > 1e-4
+
+
+def test_prepared_rows_answer_all_questions_also_those_without_a_right_answer(
+    tmp_path, monkeypatch
+):
+    engine, task = engine_of(tmp_path), task_of(max_length=24)
+    long = "tumour cell growth stage nodes lung airway in group was"
+    shares = ((0.0, 1.0, 0.0), (1.0, 0.0), (0.25, 0.75))
+    examples = [
+        row("the renal " + long, answers=shares),
+        row(long),
+        row("the blood", answers=shares),
+    ]
+    examples = [replace(example, id=str(at)) for at, example in enumerate(examples)]
+    rows = task.encode(examples, engine.tokenizer)
+    predictions = task.predict(engine, examples)
+    texts = []
+    prompts = decisions.prompts
+    monkeypatch.setattr(
+        decisions,
+        "prompts",
+        lambda own, *args, **options: texts.extend(own) or prompts(own, *args, **options),
+    )
+    assert task.predict_rows(engine, examples, rows) == predictions
+    assert texts == [long]  # the only row that leaves out a question
 
 
 def test_a_text_is_asked_the_questions_of_the_training_rows(tmp_path):

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from medray.client.answers import Citations
-from medray.errors import ConfigError
+from medray.errors import ConfigError, DataError
 from medray.evaluation.calibration import is_multi_label
 from medray.records import CalibrationRecord
+from medray.tasks.base.labels import check_one_label
 from medray.tasks.base.protocol import Calibrated, QuestionTask, Task
 from medray.types import (
     PREDICATE_VALUES,
@@ -58,6 +59,26 @@ def questions_of(task: Task) -> tuple[Question, ...]:
         )
     labels = tuple(map(QuestionOption, task.labels))
     return (Question(LABEL, "choice", "Which label does the text have?", labels),)
+
+
+def label_question(
+    instructions: str | None, examples: Sequence[Example], train: Sequence[Example]
+) -> Question:
+    """Return the choice among the labels of all examples."""
+    where = train[0].where or train[0].id
+    if instructions is None:
+        raise DataError(
+            f"{where}: the row has no questions; give it questions, or set task.label_question if "
+            "it has a label"
+        )
+    check_one_label(examples)
+    labels = sorted({label for example in examples for label in example.labels})
+    if len(labels) < 2:
+        raise DataError(
+            f"{where}: the rows have {len(labels)} labels ({', '.join(labels)}); a choice needs at "
+            "least two"
+        )
+    return Question(LABEL, "choice", instructions, tuple(map(QuestionOption, labels)))
 
 
 def match(

@@ -21,7 +21,7 @@ from medray.evaluation.metrics import Metrics
 from medray.tasks.base.branches import BranchLoss, BranchRow, HeadBranchLoss
 from medray.tasks.base.labels import check_one_label, places
 from medray.tasks.base.protocol import TaskOptions
-from medray.tasks.base.questions import LABEL
+from medray.tasks.base.questions import label_question
 from medray.tasks.decisions.whole_rows import check_distinct, spelling, whole_rows, wording
 from medray.text.prompts import Prompt, answers, prompts
 from medray.text.template import Template
@@ -44,6 +44,7 @@ from medray.types import (
 if TYPE_CHECKING:
     from medray.types import Engine
 
+_Row = tuple[Prompt, tuple[Branch, ...]]
 MOST_QUESTIONS = 50  # in the state: a data set with more has questions of single rows
 _PROBE_QUESTIONS = 8
 _PROBE = Question(
@@ -120,7 +121,7 @@ class Task:
         cls, options: Options, examples: Sequence[Example], train: Sequence[Example] = ()
     ) -> Self:
         if train and not train[0].questions:
-            return cls(options, (_label_question(options, examples, train),))
+            return cls(options, (label_question(options.label_question, examples, train),))
         questions: dict[Question, None] = {}
         for example in train:
             if not any(example.answers):
@@ -174,9 +175,27 @@ class Task:
 
     def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
         """Answer each example's own questions, or those of the training rows if it has none."""
-        rows = [replace(example, answers=()) for example in self.with_answers(examples)]
+        examples = [replace(example, answers=()) for example in self.with_answers(examples)]
+        return self._predict(engine, examples, self._rows(examples, engine.tokenizer))
+
+    def predict_rows(
+        self, engine: "Engine", examples: Sequence[Example], rows: Sequence[Encoded]
+    ) -> list[Prediction]:
+        examples = self.with_answers(examples)
+        # A row of `encode` lacks questions without an answer, which `predict` answers too.
+        partial = [replace(example, answers=()) for example in examples if not all(example.answers)]
+        others = iter(self._rows(partial, engine.tokenizer) if partial else ())
+        whole = [
+            _parse(row) if all(example.answers) else next(others)
+            for example, row in zip(examples, rows, strict=True)
+        ]
+        return self._predict(engine, examples, whole)
+
+    def _predict(
+        self, engine: "Engine", examples: Sequence[Example], rows: Sequence[_Row]
+    ) -> list[Prediction]:
         predictions = []
-        for example, scores in zip(rows, self._scores(engine, rows), strict=True):
+        for example, scores in zip(examples, self._scores(engine, rows), strict=True):
             own = tuple(map(_answer, example.questions, scores))
             predictions.append(Prediction(example.id, (), (), answers=own))
         return predictions
@@ -184,7 +203,8 @@ class Task:
     def probe(self, engine: "Engine", examples: Sequence[Example]) -> Floats:
         questions = self.questions[:_PROBE_QUESTIONS] or (_PROBE,)
         rows = [replace(example, questions=questions, answers=()) for example in examples]
-        return np.array([np.concatenate(scores) for scores in self._scores(engine, rows)])
+        scores = self._scores(engine, self._rows(rows, engine.tokenizer))
+        return np.array([np.concatenate(own) for own in scores])
 
     def keep(
         self, predictions: Sequence[Prediction], examples: Sequence[Example]
@@ -231,8 +251,7 @@ class Task:
         shares = tuple(float(at == place) for at in range(len(question.values)))
         return replace(example, questions=questions, answers=(shares,))
 
-    def _scores(self, engine: "Engine", examples: Sequence[Example]) -> list[list[Floats]]:
-        rows = self._rows(examples, engine.tokenizer)
+    def _scores(self, engine: "Engine", rows: Sequence[_Row]) -> list[list[Floats]]:
         if self.is_encoder:
             inputs = [
                 ids for _, branches in rows for branch in branches for ids in branch.continuations
@@ -247,9 +266,7 @@ class Task:
         )
         return [[values.astype(np.float64) for values in own] for own in scores]
 
-    def _rows(
-        self, examples: Sequence[Example], tokenizer: Any
-    ) -> list[tuple[Prompt, tuple[Branch, ...]]]:
+    def _rows(self, examples: Sequence[Example], tokenizer: Any) -> list[_Row]:
         """Return the row of each text: its prompt and its questions. In those of an encoder, each
         option is a whole row, and the prompt is empty."""
         if self.is_encoder:
@@ -313,25 +330,6 @@ class Task:
         return ids
 
 
-def _label_question(
-    options: Options, examples: Sequence[Example], train: Sequence[Example]
-) -> Question:
-    where = train[0].where or train[0].id
-    if options.label_question is None:
-        raise DataError(
-            f"{where}: the row has no questions; give it questions, or set task.label_question if "
-            "it has a label"
-        )
-    check_one_label(examples)
-    labels = sorted({label for example in examples for label in example.labels})
-    if len(labels) < 2:
-        raise DataError(
-            f"{where}: the rows have {len(labels)} labels ({', '.join(labels)}); a choice needs at "
-            "least two"
-        )
-    return Question(LABEL, "choice", options.label_question, tuple(map(QuestionOption, labels)))
-
-
 def _answerable(example: Example) -> Example:
     """Return a row with the questions that it answers, or with all where it answers none."""
     if not example.answers:
@@ -342,6 +340,11 @@ def _answerable(example: Example) -> Example:
         if shares
     )
     return replace(example, questions=tuple(questions))
+
+
+def _parse(row: Encoded) -> _Row:
+    layout = BranchRow.parse(row.tokens, row.target)
+    return Prompt(layout.prompt, row.truncated), layout.branches
 
 
 def _path(branch: Branch) -> int:
