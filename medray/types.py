@@ -249,6 +249,8 @@ class Encoded:
     truncated: bool = False
     # Tokens of the whole text before truncation, as the audit counts them; None if not counted.
     text_length: int | None = None
+    # Of a tagged text: the first and last character of each token with a tag, one after another.
+    offsets: tuple[int, ...] | None = None
 
 
 DISCLAIMER = "Research software, not a medical device: no diagnosis, no treatment decision."

@@ -24,6 +24,7 @@ SCHEMA = pa.schema(
         ("split", pa.string()),
         ("slice", pa.string()),  # the example's metadata as JSON
         ("text_length", pa.int32()),  # tokens of the whole text, null if not counted
+        ("offsets", pa.list_(pa.int32())),  # of validation rows, which an evaluation reads
     ]
 )
 
@@ -51,6 +52,7 @@ class Prepared:
             columns["split"].append(split)
             columns["slice"].append(json.dumps(dict(metadata), sort_keys=True, ensure_ascii=False))
             columns["text_length"].append(row.text_length)
+            columns["offsets"].append(row.offsets if split == "validation" else None)
         table = pa.table(
             columns,
             schema=SCHEMA.with_metadata(
@@ -68,8 +70,10 @@ class Prepared:
     @classmethod
     def open(cls, path: Path) -> "Prepared":
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        if "text_length" not in table.column_names:  # in tables of an earlier medray
-            table = table.append_column("text_length", pa.nulls(len(table), pa.int32()))
+        for name in ("text_length", "offsets"):
+            if name not in table.column_names:  # in tables of an earlier medray
+                field = SCHEMA.field(name)
+                table = table.append_column(field, pa.nulls(len(table), field.type))
         return cls(table, table.schema.metadata[b"fingerprint"].decode())
 
     def save(self, path: Path) -> None:
@@ -105,7 +109,7 @@ class EncodedSplit:
     def __init__(self, table: pa.Table) -> None:
         self.ids: list[str] = table["row_id"].to_pylist()
         self.lengths: npt.NDArray[np.int64] = table["length"].to_numpy().astype(np.int64)
-        self._text_lengths = table["text_length"]
+        self._text_lengths, self._offsets = table["text_length"], table["offsets"]
         self._tokens, self._targets = table["tokens"].chunks, table["target"].chunks
         self._starts = np.cumsum([0, *map(len, self._tokens)])
 
@@ -125,10 +129,19 @@ class EncodedSplit:
     def rows_of(self, ids: Iterable[str]) -> list[Encoded]:
         """Return the rows of these examples, all windows of each."""
         return [
-            Encoded(row_id, tuple(self.tokens(position).tolist()), self.target(position))
+            Encoded(
+                row_id,
+                tuple(self.tokens(position).tolist()),
+                self.target(position),
+                offsets=self._offsets_of(position),
+            )
             for row_id in ids
             for position in self._positions[row_id]
         ]
+
+    def _offsets_of(self, position: int) -> tuple[int, ...] | None:
+        offsets = self._offsets[position].as_py()
+        return None if offsets is None else tuple(offsets)
 
     @cached_property
     def _positions(self) -> Mapping[str, Sequence[int]]:

@@ -2,6 +2,7 @@
 after a reload and over HTTP."""
 
 import json
+import random
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from support import tiny
 
+from medray.data.prepared import Prepared
 from medray.errors import ConfigError, DataError
 from medray.registry import card, loading
 from medray.registry.predictions import read_predictions
@@ -168,6 +170,40 @@ def test_data_without_mentions_is_refused() -> None:
         ValueError, match="window_overlap 32 and max_length 16: the overlap must be the smaller"
     ):
         Options(name="tagging", max_length=16)
+
+
+def test_prepared_rows_are_tagged_as_their_texts_and_those_of_an_earlier_medray_are_read_again(
+    tmp_path: Path,
+) -> None:
+    tokenizer = tiny.tokenizer("roberta")  # its tokens begin with a blank
+    task = build_task(max_length=9, window_overlap=3)
+    rng = random.Random(0)
+    texts = [tiny.text(rng, length) for length in (2, 30, 9)]
+    examples = [
+        Example(str(at), f" {text},  {TEXT}é", mentions=()) for at, text in enumerate(texts)
+    ]
+
+    class RandomLogits:
+        """Returns logits that differ from token to token, the same ones for the same windows."""
+
+        def __init__(self, tokenizer: Any) -> None:
+            self.tokenizer = tokenizer
+
+        def token_logits(self, inputs: list[tuple[int, ...]]) -> list[np.ndarray]:
+            rng = np.random.default_rng([token for row in inputs for token in row])
+            return [rng.normal(size=(len(row), 3)).astype(np.float32) for row in inputs]
+
+    predictions = task.predict(RandomLogits(tokenizer), examples)
+    assert all(len(row.mentions) > 1 for row in predictions)
+    new = Prepared.of(
+        ((row, "validation", {}) for row in task.encode(examples, tokenizer)), fingerprint=""
+    )
+    older = Prepared(new.table.drop_columns("offsets"), "")
+    for prepared, own_tokenizer in ((new, None), (older, tokenizer)):
+        prepared.save(tmp_path / "rows.arrow")
+        validation = Prepared.open(tmp_path / "rows.arrow").split("validation")
+        rows = validation.rows_of(example.id for example in examples)
+        assert task.predict_rows(RandomLogits(own_tokenizer), examples, rows) == predictions
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "llama"])

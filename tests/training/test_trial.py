@@ -279,6 +279,12 @@ def test_rows_are_encoded_once_and_read_again_by_fingerprint(
     assert len(list((tmp_path / "prepared").glob("*.arrow"))) == 4
 
 
+def tagging_study(folder: Path, *settings: str, family: str = "bert") -> StudyConfig:
+    task = "{name: tagging, max_length: 64}"
+    study: StudyConfig = tiny.mention_study(folder, task, *settings, family=family)
+    return study
+
+
 @pytest.mark.parametrize(
     ("make", "settings"),
     [
@@ -286,12 +292,19 @@ def test_rows_are_encoded_once_and_read_again_by_fingerprint(
         (tiny.study, ("task.long_texts=windows", "task.max_length=12", "task.window_overlap=4")),
         (tiny.choice_study, ("task.prior_correction=true",)),
         (tiny.choice_study, ("task.decoding=generate", "task.max_length=14")),
+        (tiny.decision_study, ("task.max_length=24",)),
+        (partial(tiny.decision_study, family="bert"), ("task.max_length=24",)),
+        (tagging_study, ("train.epochs=4",)),  # until it tags a mention
+        (
+            partial(tagging_study, family="llama"),
+            ("train.epochs=4", "task.max_length=8", "task.window_overlap=4"),
+        ),
     ],
 )
 def test_an_evaluation_reads_prepared_rows_and_predicts_as_from_texts(
     tmp_path: Path, make: Callable[..., StudyConfig], settings: tuple[str, ...]
 ) -> None:
-    trial = tiny.trial(make(tmp_path, *settings, "train.epochs=1"), tmp_path)
+    trial = tiny.trial(make(tmp_path, "train.epochs=1", *settings), tmp_path)
     trial.run()
     validation = trial.validation
     assert validation is not None
@@ -299,11 +312,11 @@ def test_an_evaluation_reads_prepared_rows_and_predicts_as_from_texts(
     engine = TransformersEngine(trial.model, precision="fp32", token_budget=token_budget)
     assert trial.task.predict(engine, trial.material.validation) == validation.predictions
     engine.model.tokenizer = tokenizer = _TextList(engine.tokenizer)
-    first_text = trial.material.validation[0].text
+    texts = [example.text for example in trial.material.validation]
     trial.predict_rows(trial.material.validation, [])
-    assert first_text not in "\n".join(tokenizer.texts)
+    assert not [text for text in texts if text in "\n".join(tokenizer.texts)]
     trial.task.predict(engine, trial.material.validation)
-    assert first_text in "\n".join(tokenizer.texts)
+    assert all(text in "\n".join(tokenizer.texts) for text in texts)
 
 
 class _TextList:

@@ -2,7 +2,7 @@
 loads no model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -110,14 +110,7 @@ class Task:
                 raise DataError(
                     f"{example.where or example.id}: the text has no token; remove the row"
                 )
-            tags = self._token_tags(example, text)
-            owners = text.owners()
-            for number, (tokens, places) in enumerate(zip(text.windows, text.places, strict=True)):
-                target = tuple(
-                    tags[place] if place >= 0 and owners[place] == number else _NO_TAG
-                    for place in places
-                )
-                rows.append(Encoded(example.id, tokens, target, text_length=text.length))
+            rows += self._rows(example, text)
         return rows
 
     def loss(self, targets: Sequence[tuple[int, ...]], row_ids: Sequence[str]) -> TagLoss:
@@ -131,22 +124,50 @@ class Task:
         )
 
     def predict(self, engine: "Engine", examples: Sequence[Example]) -> list[Prediction]:
+        # Rows are matched by position, since a request may repeat an id.
+        by_position = [
+            replace(example, id=str(at), mentions=()) for at, example in enumerate(examples)
+        ]
+        texts = self._windows(examples, engine.tokenizer)
+        rows = [
+            row
+            for example, text in zip(by_position, texts, strict=True)
+            for row in self._rows(example, text)
+        ]
+        return self._predict(engine, examples, rows)
+
+    def predict_rows(
+        self, engine: "Engine", examples: Sequence[Example], rows: Sequence[Encoded]
+    ) -> list[Prediction]:
+        if any(row.offsets is None for row in rows):  # in tables of an earlier medray
+            return self.predict(engine, examples)
+        positions = {example.id: str(at) for at, example in enumerate(examples)}
+        by_position = [replace(row, row_id=positions[row.row_id]) for row in rows]
+        return self._predict(engine, examples, by_position)
+
+    def _predict(
+        self, engine: "Engine", examples: Sequence[Example], rows: Sequence[Encoded]
+    ) -> list[Prediction]:
+        """Predict from rows whose ids are positions of their examples."""
         if not examples:
             return []
-        texts = self._windows(examples, engine.tokenizer)
-        outputs = iter(engine.token_logits([window for text in texts for window in text.windows]))
+        num_tags = len(self.tags)
+        # Only tokens with a tag are read, each in its own window, whose order is that of the text.
+        parts: list[list[Floats]] = [[np.zeros((0, num_tags))] for _ in examples]
+        offsets: list[list[tuple[int, int]]] = [[] for _ in examples]
+        outputs = engine.token_logits([row.tokens for row in rows])
+        for row, token_outputs in zip(rows, outputs, strict=True):
+            assert row.offsets is not None
+            at = int(row.row_id)
+            parts[at].append(token_outputs[np.array(row.target, dtype=np.int64) != _NO_TAG])
+            offsets[at] += zip(row.offsets[::2], row.offsets[1::2], strict=True)
         predictions = []
-        for example, text in zip(examples, texts, strict=True):
-            logits = np.zeros((len(text.offsets), len(self.tags)))
-            owners = text.owners()
-            for number, places in enumerate(text.places):
-                for place, row in zip(places, next(outputs), strict=True):
-                    if place >= 0 and owners[place] == number:
-                        logits[place] = row
-            text_words = words(example.text, text.offsets)
+        for example, own, own_offsets in zip(examples, parts, offsets, strict=True):
+            logits = np.concatenate(own)
+            text_words = words(example.text, own_offsets)
             means = np.array(
                 [logits[list(word.tokens)].mean(axis=0) for word in text_words]
-            ).reshape(-1, len(self.tags))
+            ).reshape(-1, num_tags)
             mentions = mentions_of(
                 example.text,
                 text_words,
@@ -185,6 +206,24 @@ class Task:
         return token_windows(
             texts, tokenizer, max_length=options.max_length, overlap=options.window_overlap
         )
+
+    def _rows(self, example: Example, text: TokenWindows) -> list[Encoded]:
+        tags, owners, rows = self._token_tags(example, text), text.owners(), []
+        for number, (tokens, places) in enumerate(zip(text.windows, text.places, strict=True)):
+            target = tuple(
+                tags[place] if place >= 0 and owners[place] == number else _NO_TAG
+                for place in places
+            )
+            offsets = tuple(
+                character
+                for place, tag in zip(places, target, strict=True)
+                if tag != _NO_TAG
+                for character in text.offsets[place]
+            )
+            rows.append(
+                Encoded(example.id, tokens, target, text_length=text.length, offsets=offsets)
+            )
+        return rows
 
     def _token_tags(self, example: Example, text: TokenWindows) -> list[int]:
         """Return the tag of each token, which is that of its word."""
