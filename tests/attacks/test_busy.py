@@ -104,10 +104,17 @@ def busy(num: int) -> Iterator[None]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["inline", "train"])
 def test_a_study_beside_a_busy_loop_on_every_core_loses_no_trial(
-    cluster: Cluster, tmp_path: Path
+    cluster: Cluster, tmp_path: Path, launcher: str
 ) -> None:
-    study = tiny.study(tmp_path, GRID, "search.algorithm=grid", ray_studies.whole(cluster))
+    study = tiny.study(
+        tmp_path,
+        GRID,
+        "search.algorithm=grid",
+        f"resources.launcher={launcher}",
+        ray_studies.whole(cluster),
+    )
     with busy(len(os.sched_getaffinity(0))):
         board = ray_studies.run(study, cluster).board
     assert set(statuses(board)) <= {"finished", "stopped"}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support import ray_studies, tiny
+from support.chaos import GRID
 from support.serve_session import processes
 from support.watcher import RecordingWatcher
 
@@ -101,19 +102,28 @@ def test_a_killed_worker_costs_at_most_the_steps_since_the_last_evaluation(
     assert result[1] == expectation[1]
 
 
-def test_the_train_page_of_the_dashboard_lists_trials_of_ray_train(
+def test_trials_of_a_slot_are_one_run_on_the_train_page_of_the_dashboard(
     tmp_path: Path, cluster: Cluster
 ) -> None:
     import ray
     from ray.train.v2._internal.state.state_actor import get_state_actor
 
-    study = tiny.study(tmp_path, "resources.launcher=train", "train.epochs=1")
-    (record,) = ray_studies.run(study, cluster).run.records()
+    study = tiny.study(
+        tmp_path,
+        GRID,
+        "search.algorithm=grid",
+        "resources.launcher=train",
+        ray_studies.whole(cluster),
+        "train.epochs=1",
+    )
+    trials = [record.trial for record in ray_studies.run(study, cluster).run.records()]
     state = get_state_actor()  # the page requests it
     assert state is not None
-    assert (record.trial, "FINISHED") in {
-        (run.name, run.status.value) for run in ray.get(state.get_train_runs.remote()).values()
-    }
+    runs = ray.get(state.get_train_runs.remote()).values()
+    assert [(run.name, run.status.value) for run in runs if run.name in trials] == [
+        (trials[0], "FINISHED")
+    ]
+    assert len(trials) > 1
 
 
 @pytest.mark.real
