@@ -66,8 +66,8 @@ class AnswerCalibrationRecord(Section):
     """The calibration of answers to typed questions."""
 
     temperatures: dict[QuestionKind, Annotated[float, Field(ge=0.01, le=100)]] = {}
-    # By the name of a question; by kind for a release whose rows have too many questions.
-    abstention: dict[str, AbstentionRecord] = {}
+    abstention: dict[str, AbstentionRecord] = {}  # by the name of a question, or by its kind
+    by_kind: bool = False  # for rows with questions of their own, or with too many
 
 
 class TextCalibrationRecord(Section):

@@ -84,7 +84,7 @@ def _calibrate_answer(record: AnswerCalibrationRecord, answer: QuestionAnswer) -
         multi_label=False,
     )[0]
     sure = float(probabilities[answer.values.index(answer.value)])
-    rule = record.abstention.get(answer.name) or record.abstention.get(answer.kind)
+    rule = record.abstention.get(answer.kind if record.by_kind else answer.name)
     return replace(
         answer,
         probabilities=tuple(probabilities.tolist()),

@@ -61,7 +61,9 @@ def fit_calibration(
     """Fit a calibration to a checkpoint's predictions of validation rows. A task that generates
     text has one if it can grade its answers."""
     if isinstance(task, QuestionTask):
-        return answer_calibration.fit(predictions, task.with_answers(examples), config)
+        return answer_calibration.fit(
+            predictions, task.with_answers(examples), config, by_kind=task.has_more
+        )
     if isinstance(task, GradedTexts) and task.has_grades:
         return text_calibration.fit(predictions, task.grade(predictions, examples), config)
     if not isinstance(task, Calibrated):

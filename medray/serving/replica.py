@@ -56,6 +56,7 @@ from medray.tasks.base.route import (
     TextRequest,
     TextResponse,
 )
+from medray.text.prompts import NoRoomError
 from medray.types import Chunk
 
 log = logging.getLogger(__name__)
@@ -196,7 +197,7 @@ class ReleaseReplica:
             return wrong_route(f"{model.release.name} answers at {path}")
         try:
             reply = model.decide(inquiry, limits=self.options.limits, deadline=deadline)
-        except (DataError, QuestionError, SentencesError, ServingError) as err:
+        except (DataError, NoRoomError, QuestionError, SentencesError, ServingError) as err:
             return refusal_of(err)
         if self.options.flag_unlike_training:
             training = self._training_texts(reference)

@@ -9,7 +9,8 @@ from medray.serving.refusals import Refusal
 from medray.serving.schemas import RETRY_AFTER_S
 from medray.serving.streams import LateError, OverloadedError, TooManyTokensError
 from medray.tasks.base.citations import SentencesError
-from medray.tasks.base.questions import QuestionError
+from medray.tasks.base.questions import QuestionError, SameOptionsError
+from medray.text.prompts import NoRoomError
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +20,12 @@ def wrong_route(reason: str) -> Refusal:
 
 
 def refusal_of(err: Exception) -> Refusal:
+    if isinstance(err, SameOptionsError):
+        message = "two options of a question are the same tokens for this release; rename one"
+        return Refusal(422, "invalid_request", message, param="questions")
+    if isinstance(err, NoRoomError):
+        message = "a question leaves no room for its text; shorten its instructions or options"
+        return Refusal(413, "too_many_tokens", message, param="questions")
     # Only a text without tokens causes it. Its message counts rows of a batch, which the client
     # cannot see.
     if isinstance(err, DataError):

@@ -30,15 +30,26 @@ def tag_of(label: str) -> str:
     return (label or NO_LABEL).encode("ascii", "backslashreplace").decode("ascii")
 
 
+def confidences_of(predictions: Sequence[Prediction]) -> list[float]:
+    """Return the confidences of predictions, and those of their answers to typed questions."""
+    return [
+        sure
+        for row in predictions
+        for sure in (row.confidence, *(answer.confidence for answer in row.answers))
+        if sure is not None
+    ]
+
+
 def shares(predictions: Sequence[Prediction]) -> Shares:
     """Return the shares of calibrated predictions. They are empty if no prediction has a
-    confidence, as for generated texts and mentions."""
-    confidences = [row.confidence for row in predictions if row.confidence is not None]
+    confidence, as for generated texts and mentions. Answers to typed questions have no labels,
+    since their options may be a client's."""
+    confidences = confidences_of(predictions)
     if not confidences:
         return Shares({}, {})
-    counts = collections.Counter(name_of(row.labels) for row in predictions)
+    names = [name_of(row.labels) for row in predictions if not row.answers]
     return Shares(
-        {label: count / len(predictions) for label, count in counts.items()},
+        {label: count / len(names) for label, count in collections.Counter(names).items()},
         {
             f"{bound:g}": sum(one <= bound for one in confidences) / len(confidences)
             for bound in BOUNDS

@@ -22,6 +22,7 @@ from medray.registry.loading import LoadedRelease
 from medray.serving.notes import far
 from medray.serving.schemas import DECISIONS_PATH, Limits
 from medray.serving.service import Description, Inquiry, InquiryReply
+from medray.serving.shares import confidences_of
 from medray.serving.streams import LateError, OverloadedError, Streams, TooManyTokensError
 from medray.tasks.base.questions import questions_of
 from medray.tasks.base.route import InputNote, LabelRequest, Served, TextRequest, TextResponse
@@ -330,8 +331,12 @@ class TextModel:
             decisions.answers,
             turn.tokens["input"],
             turn.tokens["output"],
-            tuple("|".join(filter(own.__contains__, row.labels)) for row in decisions.rows),
-            tuple(row.confidence for row in decisions.rows if row.confidence is not None),
+            tuple(
+                "|".join(filter(own.__contains__, row.labels))
+                for row in decisions.rows
+                if not row.answers
+            ),
+            tuple(confidences_of(decisions.rows)),
             notes,
             citations,
         )

@@ -9,6 +9,10 @@ from medray.errors import ConfigError
 from medray.text.windows import Keep, TokenList, count_special, cut, encode, readable
 
 
+class NoRoomError(ConfigError):
+    """A prompt, or a question, leaves no room for its text."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     tokens: tuple[int, ...]
@@ -50,7 +54,7 @@ def prompts(
         body = [token for token, is_text in zip(ids, inside, strict=True) if is_text]
         left = room - (len(ids) - len(body))
         if left < 1:
-            raise ConfigError(
+            raise NoRoomError(
                 f"max_length: {max_length} leaves no room for text besides the prompt's "
                 f"{len(ids) - len(body)} tokens and the answer's {answer}; increase it"
             )

@@ -1,6 +1,8 @@
 """Figures of answers to typed questions against scikit-learn, their intervals over texts, and the
 calibration of answers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score, f1_score, log_loss
@@ -138,16 +140,32 @@ def test_each_kind_has_its_temperature_and_each_question_its_threshold():
     assert new.values["answered_accuracy"] > 0.85
 
 
+def test_a_threshold_of_a_kind_counts_each_text_once():
+    predictions, examples = rows(200, sharpness=3.0)
+    twice = [replace(row, answers=(*row.answers, *row.answers)) for row in predictions]
+    truth = [replace(row, answers=(*row.answers, *row.answers)) for row in examples]
+    config = CalibrationConfig(abstain_precision=0.9)
+    one, two = (
+        answer_calibration.fit(*both, config, by_kind=True).answers
+        for both in ((predictions, examples), (twice, truth))
+    )
+    assert one is not None
+    assert two is not None
+    assert set(one.abstention) == {"choice", "score"}
+    assert two.abstention == one.abstention  # the same answers again are no more proof
+
+
 def test_a_release_abstains_from_a_question_below_its_threshold_or_always():
     answer = QuestionAnswer("topic", "choice", TOPIC.values, (0.5, 0.3, 0.2))
     pain = QuestionAnswer("pain", "score", PAIN.values, (0.7, 0.1, 0.1, 0.1))
 
-    def abstains(**thresholds):
+    def abstains(*, by_kind=False, **thresholds):
         rules = {
             name: AbstentionRecord(precision=0.9, level=0.8, threshold=value, coverage=0.5)
             for name, value in thresholds.items()
         }
-        record = CalibrationRecord(answers=AnswerCalibrationRecord(abstention=rules))
+        answers = AnswerCalibrationRecord(abstention=rules, by_kind=by_kind)
+        record = CalibrationRecord(answers=answers)
         (row,) = calibrate(None, record, [Prediction("a", (), (), answers=(answer, pain))])  # type: ignore[arg-type]
         assert [each.confidence for each in row.answers] == pytest.approx([0.5, 0.7])
         return [each.abstained for each in row.answers]
@@ -155,4 +173,5 @@ def test_a_release_abstains_from_a_question_below_its_threshold_or_always():
     assert abstains() == [False, False]
     assert abstains(topic=0.4, pain=0.8) == [False, True]
     assert abstains(topic=None) == [True, False]
-    assert abstains(score=0.8) == [False, True]
+    assert abstains(score=0.8) == [False, False]  # of a question with this name
+    assert abstains(score=0.8, by_kind=True) == [False, True]

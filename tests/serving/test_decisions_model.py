@@ -115,8 +115,11 @@ def test_a_release_of_typed_questions_answers_its_own_and_any_other_in_one_reque
         "instructions": "the organ was",
         "choices": [{"value": "lung"}, {"value": "heart", "description": "rhythm"}],
     }
+    long = {**other, "choices": [{"value": "lung " * 80}, {"value": "heart"}]}
     with serving(tiny.checkpoint(kind), place / kind) as url:
         client = Client(url)
+        with pytest.raises(RefusedError, match=r"413 .*a question leaves no room for its text"):
+            client.decide(TEXT, [long])
         own = client.questions()
         assert [question["name"] for question in own] == ["cause", "surgery", "growth"]
         reply = client.decide(TEXT, [*own, other])

@@ -19,7 +19,7 @@ from medray.serving.shares import Shares, shares, tag_of
 from medray.tasks.base.mention_task import ExtractRequest, ExtractResponse
 from medray.tasks.base.route import InputNote
 from medray.tasks.classification import ClassifyRequest, ClassifyResponse
-from medray.types import Message, Prediction, Sampling
+from medray.types import Message, Prediction, QuestionAnswer, Sampling
 
 NOTE = "Dr. Jane Roe (roe@clinic.org) saw a tumour on 2021-03-12."
 ENGLISH = "We studied the effect of the drug in patients with asthma and found that it was safe."
@@ -202,6 +202,13 @@ def test_a_label_of_any_language_is_a_tag_that_rays_metrics_take() -> None:
     ):
         assert tag_of(label) == tag
         gauge.set(1.0, {"label": tag})
+
+
+def test_answers_to_typed_questions_are_counted_by_confidence_alone() -> None:
+    answer = QuestionAnswer("cause", "choice", ("a", "b"), (0.7, 0.3), confidence=0.7)
+    row_shares = shares([Prediction("1", (), (), answers=(answer, answer))])
+    assert row_shares.labels == {}
+    assert (row_shares.confidence["0.6"], row_shares.confidence["0.7"]) == (0.0, 1.0)
 
 
 def test_validation_shares_are_of_labels_and_of_confidence_up_to_each_bound() -> None:

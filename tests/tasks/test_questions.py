@@ -144,6 +144,15 @@ def test_a_question_that_the_release_was_not_trained_for_is_refused_with_those_i
 def test_a_predicate_without_a_known_name_and_without_instructions_is_refused() -> None:
     with pytest.raises(QuestionError, match='predicate "asthma"; predicate "fever"'):
         match(questions_of(FINDINGS), [predicate("cough")])
+    (asthma, *_) = questions_of(FINDINGS)
+    with pytest.raises(QuestionError, match='it answers predicate "asthma"'):
+        match([asthma], [predicate("cough")])
+
+
+def test_another_question_of_a_known_name_has_no_name_whose_threshold_it_could_get() -> None:
+    own = questions_of(CLASSES)
+    other, known = choice("label", "Which?", "left", "right"), choice("side", "", "left", "right")
+    assert match(own, [other, known], is_open=True) == [replace(other, name=""), known]
 
 
 def test_a_refusal_of_a_release_with_many_labels_is_short() -> None:

@@ -29,6 +29,10 @@ class QuestionError(ConfigError):
     """A question that the release does not answer. The message repeats nothing of it."""
 
 
+class SameOptionsError(DataError):
+    """Two options of a question are the same tokens for a base model."""
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Decisions:
     """The answers to questions about a text, and the predictions from which they are read."""
@@ -87,10 +91,12 @@ def match(
     """Return a release's own question for each one: that of the same name and options, or that of
     the same instructions and options. Options may be in any order.
 
-    Where there is none, raise, or return the question itself if the release takes any. A question
-    without instructions matches the only one with its options."""
+    Where there is none, raise, or return the question itself if the release takes any. A choice or
+    score without instructions matches the only one with its options; all predicates have the same
+    ones."""
     by_name = {(question.name, *_values(question)): question for question in own}
     by_text = {(_plain(question), *_values(question)): question for question in own}
+    names = {question.name for question in own}
     by_values: dict[Values, list[Question]] = {}
     for question in own:
         by_values.setdefault(_values(question), []).append(question)
@@ -98,13 +104,16 @@ def match(
     for place, question in enumerate(questions):
         values = _values(question)
         entry = by_name.get((question.name, *values)) or by_text.get((_plain(question), *values))
-        if entry is None and not _plain(question) and len(by_values.get(values, ())) == 1:
+        has_only_options = question.kind != "predicate" and not _plain(question)
+        if entry is None and has_only_options and len(by_values.get(values, ())) == 1:
             (entry,) = by_values[values]
         if entry is None and not is_open:
             raise QuestionError(
                 f"questions.{place}: this release does not answer it; it answers {_listing(own)}"
             )
-        matches.append(entry or question)
+        # Another question of a known name must not get that one's threshold.
+        free = replace(question, name="") if question.name in names else question
+        matches.append(entry or free)
     return matches
 
 

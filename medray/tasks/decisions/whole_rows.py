@@ -4,8 +4,9 @@ for each option; and the wording of questions and options. It loads no model."""
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from medray.errors import ConfigError, DataError
-from medray.text.prompts import Prompt
+from medray.errors import ConfigError
+from medray.tasks.base.questions import SameOptionsError
+from medray.text.prompts import NoRoomError, Prompt
 from medray.text.windows import Keep, count_special, cut, encode, readable
 from medray.types import Branch, Example, Question, TokenIds
 
@@ -42,7 +43,7 @@ def whole_rows(
             longest = max(map(len, leads[question]))
             room = limit - longest - len(end)
             if body and room < 1:
-                raise ConfigError(
+                raise NoRoomError(
                     f"max_length: {max_length} leaves no room for text besides a question and an "
                     f"option of {longest} tokens; increase it"
                 )
@@ -96,7 +97,7 @@ def check_distinct(question: Question, options: Sequence[TokenIds]) -> None:
     value_of: dict[TokenIds, str] = {}
     for value, ids in zip(question.values, options, strict=True):
         if ids in value_of:
-            raise DataError(
+            raise SameOptionsError(
                 f"question {question.name!r:.60}: options {value_of[ids]!r:.60} and "
                 f"{value!r:.60} are the same tokens for this base model; rename one of them"
             )
