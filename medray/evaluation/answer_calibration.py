@@ -81,9 +81,8 @@ def fit(
 
 
 def _groups(kind: QuestionKind, answers: _Answers, *, by_kind: bool) -> dict[str, list[int]]:
-    """Return the answers of each threshold. A threshold of a kind takes one answer per text, since
-    answers about one text are not independent: the first of the first text, the second of the
-    second, and so on in turn."""
+    """Return the answers of each threshold. One of a kind takes one answer per text in turn, since
+    answers about one text are not independent."""
     rows: dict[object, list[int]] = defaultdict(list)
     for at, (name, text) in enumerate(zip(answers.names, answers.texts, strict=True)):
         rows[text if by_kind else name].append(at)
