@@ -31,7 +31,7 @@ from medray.serving.follow import Follower
 from medray.serving.notes import TrainingTexts
 from medray.serving.opening import open_model
 from medray.serving.refusals import Refusal
-from medray.serving.replica_refusals import refusal_of, wrong_route
+from medray.serving.replica_refusals import QUESTION_ERRORS, refusal_of, wrong_route
 from medray.serving.replica_setup import prepare
 from medray.serving.schemas import CHAT_PATH, RETRY_AFTER_S, AppOptions, ReplicaReport
 from medray.serving.service import (
@@ -48,7 +48,7 @@ from medray.serving.text_model import TextModel
 from medray.serving.vllm import ReleaseGroup
 from medray.serving.vllm_head import VllmModels
 from medray.tasks.base.citations import SentencesError
-from medray.tasks.base.questions import QuestionError, questions_of
+from medray.tasks.base.questions import questions_of
 from medray.tasks.base.route import (
     ExplainRequest,
     ExplainResponse,
@@ -56,7 +56,6 @@ from medray.tasks.base.route import (
     TextRequest,
     TextResponse,
 )
-from medray.text.prompts import NoRoomError
 from medray.types import Chunk
 
 log = logging.getLogger(__name__)
@@ -197,7 +196,7 @@ class ReleaseReplica:
             return wrong_route(f"{model.release.name} answers at {path}")
         try:
             reply = model.decide(inquiry, limits=self.options.limits, deadline=deadline)
-        except (DataError, NoRoomError, QuestionError, SentencesError, ServingError) as err:
+        except QUESTION_ERRORS as err:
             return refusal_of(err)
         if self.options.flag_unlike_training:
             training = self._training_texts(reference)

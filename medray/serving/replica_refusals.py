@@ -2,7 +2,7 @@
 
 import logging
 
-from medray.errors import DataError
+from medray.errors import DataError, ServingError
 from medray.registry.explanation import LabelError, LongTextError
 from medray.serving.chat import TooLongError
 from medray.serving.refusals import Refusal
@@ -13,6 +13,8 @@ from medray.tasks.base.questions import QuestionError, SameOptionsError
 from medray.text.prompts import NoRoomError
 
 log = logging.getLogger(__name__)
+# What a request with typed questions can cause.
+QUESTION_ERRORS = (DataError, NoRoomError, QuestionError, SentencesError, ServingError)
 
 
 def wrong_route(reason: str) -> Refusal:

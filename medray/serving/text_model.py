@@ -323,8 +323,7 @@ class TextModel:
         rows, most = (inquiry.text, inquiry.questions, decisions.answers), limits.sentences
         citations = release.cite_answers(*rows, most_sentences=most) if inquiry.citations else ()
         # Metrics never hold a client's own options.
-        own = {value for question in questions_of(self.task) for value in question.values}
-        own.update(self.task.labels)
+        own = set(self.task.labels).union(*(one.values for one in questions_of(self.task)))
         return InquiryReply(
             release.name,
             release.version,

@@ -151,8 +151,8 @@ def test_a_predicate_without_a_known_name_and_without_instructions_is_refused() 
 
 def test_another_question_of_a_known_name_has_no_name_whose_threshold_it_could_get() -> None:
     own = questions_of(CLASSES)
-    other, known = choice("label", "Which?", "left", "right"), choice("side", "", "left", "right")
-    assert match(own, [other, known], is_open=True) == [replace(other, name=""), known]
+    other, same = choice("label", "Which?", "left", "right"), choice("side", "", "left", "right")
+    assert match(own, [other, same], is_open=True) == [replace(other, name=""), same]
 
 
 def test_a_refusal_of_a_release_with_many_labels_is_short() -> None:
