@@ -12,6 +12,7 @@ from medray.config.schema import validate
 from medray.config.trial import DataConfig
 from medray.data import dataset, reading
 from medray.data.formats import typed_questions
+from medray.data.formats.base.question_parsing import parse_answers, parse_questions
 from medray.errors import ConfigError, DataError
 from medray.evaluation.metrics import constant_f1
 from medray.types import Example, Question, QuestionOption
@@ -149,7 +150,7 @@ def test_the_words_of_both_wire_formats_are_the_same_questions(tmp_path: Path) -
         ),
         (
             {"questions": {"a": {"type": "noul", "instructions": " "}}},
-            "instructions must be a text that is not empty",
+            "instructions must be a text; it may lack where options have descriptions",
         ),
         (
             {"questions": {"a": {"type": "noul", "instruction": "?"}}},
@@ -281,3 +282,28 @@ def test_corrections_of_labels_do_not_apply(tmp_path: Path) -> None:
     (tmp_path / "corrections.csv").write_text("id,label\n1,urgent: true\n")
     with pytest.raises(DataError, match="the rows have answers to questions"):
         data_of(tmp_path, corrections=str(tmp_path / "corrections.csv"))
+
+
+@pytest.mark.parametrize(
+    ("levels", "score", "shares"),
+    [
+        (["none", "some", "much"], 1.5, (0, 0.5, 0.5)),
+        (["none", "some", "much"], 2.0, (0, 0, 1)),
+        (["1", "2", "3"], 1.25, (0.75, 0.25, 0)),
+        (["1.0", "2.0"], 1.0, (1, 0)),
+    ],
+)
+def test_a_score_may_lie_between_two_levels(
+    levels: list[str], score: float, shares: tuple[float, ...]
+) -> None:
+    raw = {"pain": {"type": "score", "instructions": "How much?", "options": levels}}
+    questions = parse_questions(raw, "a")
+    assert parse_answers(questions, {"pain": score}, "a") == (shares,)
+    with pytest.raises(DataError, match="is no option"):
+        parse_answers(questions, {"pain": 3.5}, "a")
+
+
+def test_a_question_whose_options_are_described_needs_no_instructions() -> None:
+    criteria = {"true": "The patient is dead.", "false": "The patient lives."}
+    (question,) = parse_questions({"dead": {"type": "noul", "criteria": criteria}}, "a")
+    assert (question.instructions, question.options[0].description) == ("", criteria["true"])

@@ -1,6 +1,7 @@
 """Typed questions and their right answers in data files, with the words of the wire formats:
 `choices`, `levels` and `criteria` are options, and a `noul` is a predicate."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -105,13 +106,16 @@ def _question(name: Any, raw: Any, where: str) -> Question:
             f"{where}: type {raw.get('type')!r:.60} is not known; "
             f"{suggest(str(raw.get('type')), tuple(_KINDS))}"
         )
-    instructions = raw.get("instructions")
-    if not isinstance(instructions, str) or not instructions.strip():
-        raise DataError(f"{where}: instructions must be a text that is not empty")
     lists = [raw[key] for key in _OPTIONS if raw.get(key) is not None]
     if len(lists) > 1:
         raise DataError(f"{where}: give its options once, by one of {', '.join(_OPTIONS)}")
     options = tuple(_options(lists[0], where)) if lists else ()
+    is_described = any(option.description for option in options)
+    instructions = raw.get("instructions", "" if is_described else None)
+    if not isinstance(instructions, str) or not (instructions.strip() or is_described):
+        raise DataError(
+            f"{where}: instructions must be a text; it may lack where options have descriptions"
+        )
     if kind == "predicate":
         options = _predicate(options, where)
     elif not 2 <= len(options) <= _MOST_OPTIONS:
@@ -201,8 +205,23 @@ def _shares(question: Question, raw: Any, where: str) -> tuple[float, ...]:
         return tuple(vote / total for vote in votes)
     if question.kind == "predicate" and isinstance(raw, int | float) and 0 <= raw <= 1:
         return (float(raw), 1 - float(raw))
+    if question.kind == "score" and isinstance(raw, float) and math.isfinite(raw):
+        return _between_levels(question, raw, where)
     place = _place(question, raw, where)
     return tuple(float(at == place) for at in range(len(question.options)))
+
+
+def _between_levels(question: Question, score: float, where: str) -> tuple[float, ...]:
+    """Return the shares of a score that may lie between two levels."""
+    shares = [0.0] * len(question.options)
+    if _value(score) in question.values:
+        shares[question.values.index(_value(score))] = 1.0
+        return tuple(shares)
+    level = math.floor(score)
+    shares[_place(question, level, where)] = 1 - (score - level)
+    if score > level:
+        shares[_place(question, level + 1, where)] = score - level
+    return tuple(shares)
 
 
 def _place(question: Question, value: Any, where: str) -> int:
