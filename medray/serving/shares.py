@@ -30,21 +30,13 @@ def tag_of(label: str) -> str:
     return (label or NO_LABEL).encode("ascii", "backslashreplace").decode("ascii")
 
 
-def confidences_of(predictions: Sequence[Prediction]) -> list[float]:
-    """Return the confidences of predictions, and those of their answers to typed questions."""
-    return [
-        sure
-        for row in predictions
-        for sure in (row.confidence, *(answer.confidence for answer in row.answers))
-        if sure is not None
-    ]
-
-
 def shares(predictions: Sequence[Prediction]) -> Shares:
     """Return the shares of calibrated predictions. They are empty if no prediction has a
     confidence, as for generated texts and mentions. Answers to typed questions have no labels,
     since their options may be a client's."""
-    confidences = confidences_of(predictions)
+    of_answers = [answer.confidence for row in predictions for answer in row.answers]
+    sure = [row.confidence for row in predictions] + of_answers
+    confidences = [one for one in sure if one is not None]
     if not confidences:
         return Shares({}, {})
     names = [name_of(row.labels) for row in predictions if not row.answers]

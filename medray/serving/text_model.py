@@ -22,7 +22,6 @@ from medray.registry.loading import LoadedRelease
 from medray.serving.notes import far
 from medray.serving.schemas import DECISIONS_PATH, Limits
 from medray.serving.service import Description, Inquiry, InquiryReply
-from medray.serving.shares import confidences_of
 from medray.serving.streams import LateError, OverloadedError, Streams, TooManyTokensError
 from medray.tasks.base.questions import questions_of
 from medray.tasks.base.route import InputNote, LabelRequest, Served, TextRequest, TextResponse
@@ -320,8 +319,11 @@ class TextModel:
         release = replace(self.release, engine=turn)
         decisions = release.answer(inquiry.text, inquiry.questions)
         notes = (self._note(float(np.mean(turn.distances))),) if turn.distances else ()
-        rows, most = (inquiry.text, inquiry.questions, decisions.answers), limits.sentences
-        citations = release.cite_answers(*rows, most_sentences=most) if inquiry.citations else ()
+        inputs, most = (inquiry.text, inquiry.questions, decisions.answers), limits.sentences
+        citations = release.cite_answers(*inputs, most_sentences=most) if inquiry.citations else ()
+        rows = decisions.rows
+        of_answers = [answer.confidence for row in rows for answer in row.answers]
+        sure = [*of_answers, *(row.confidence for row in rows)]
         # Metrics never hold a client's own options.
         own = set(self.task.labels).union(*(one.values for one in questions_of(self.task)))
         return InquiryReply(
@@ -331,11 +333,9 @@ class TextModel:
             turn.tokens["input"],
             turn.tokens["output"],
             tuple(
-                "|".join(filter(own.__contains__, row.labels))
-                for row in decisions.rows
-                if not row.answers
+                "|".join(filter(own.__contains__, row.labels)) for row in rows if not row.answers
             ),
-            tuple(confidences_of(decisions.rows)),
+            tuple(one for one in sure if one is not None),
             notes,
             citations,
         )
